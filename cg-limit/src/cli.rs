@@ -1,0 +1,6 @@
+//! Arguments to request, without effects.
+
+/// The grammar.
+pub fn command() -> clap::Command {
+    clap::Command::new("cg-limit")
+}

@@ -1,0 +1,105 @@
+//! Becoming the next COMMAND of a chain, and staying behind for it where that is needed.
+//!
+//! A link is a function from arguments to effects. [`Chain::exec`] is the one place that decides whether the next link is
+//! called in this process (one of ours, given to [`crate::tool::main`]) or executed.
+//!
+//! Who has something to do when COMMAND has ended (remove a group, a writable layer) says so with [`Chain::after`], and
+//! goes on. The first link that needs a new process ([`Chain::fork`]: a PID namespace), or else [`Chain::exec`] itself,
+//! splits: the parent stays, waits and cleans up for all links before it; the child goes on.
+
+mod exec;
+mod wait;
+
+pub use wait::{Forked, clone_flags};
+
+use crate::args::Stop;
+use crate::error::{Error, Result};
+use crate::tool::{Outcome, Tool};
+use crate::trace;
+use std::ffi::{CString, OsString};
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+
+type BeforeHook = Box<dyn FnOnce() -> Result<()>>;
+type AfterHook = Box<dyn FnOnce(Option<u8>)>;
+
+/// What the links of a chain share while they run in one process.
+pub struct Chain {
+    links: &'static [&'static Tool],
+    before: Vec<BeforeHook>,
+    after: Vec<AfterHook>,
+    lifeline: Option<OwnedFd>,
+    environment: Option<Vec<CString>>,
+}
+
+/// The directories that a COMMAND without a slash is looked for in when there is no PATH.
+pub const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+impl Chain {
+    /// A chain that calls `links` in this process.
+    pub fn new(links: &'static [&'static Tool]) -> Self {
+        Chain { links, before: Vec::new(), after: Vec::new(), lifeline: None, environment: None }
+    }
+
+    /// Lets `tool` do its part with `args`.
+    pub fn enter(&mut self, tool: &Tool, args: &[OsString]) -> Result<Outcome, Stop> {
+        trace::speak_as(tool.name);
+        (tool.run)(self, args)
+    }
+
+    /// Becomes `command` (name and arguments). Returns only on failure, or with the status of a COMMAND that ran in a
+    /// child because something is to be done [`Chain::after`] it.
+    ///
+    /// Errors: 127 not found, 126 found but not runnable, naming the missing interpreter or loader.
+    pub fn exec(&mut self, command: &[OsString]) -> Result<Outcome> {
+        let Some(name) = command.first() else {
+            return Err(Error::usage("no COMMAND"));
+        };
+        if let Some(link) = self.links.iter().find(|link| name.as_os_str() == link.name) {
+            return self.enter(link, &command[1..]).or_else(|stop| match stop {
+                Stop::Show(text) => Ok(Outcome::Text(text)),
+                Stop::Fail(error) => Err(error),
+            });
+        }
+        if !self.after.is_empty() || !self.before.is_empty() {
+            match self.fork(0, |_| Ok(()))? {
+                Forked::Parent(outcome) => return Ok(outcome),
+                Forked::Child => {}
+            }
+        }
+        Err(exec::become_command(command, self.environment.as_deref()))
+    }
+
+    /// COMMAND's environment, instead of this process's.
+    pub fn set_environment(&mut self, entries: Vec<CString>) {
+        self.environment = Some(entries);
+    }
+
+    /// The child that runs COMMAND does this first. For what must not touch the parent that waits, such as joining a
+    /// cgroup.
+    pub fn in_child(&mut self, hook: impl FnOnce() -> Result<()> + 'static) {
+        self.before.push(Box::new(hook));
+    }
+
+    /// The parent does this when COMMAND has ended (with its status, or `None` if it never started), last asked for first.
+    /// It is done too when a later link fails.
+    pub fn after(&mut self, hook: impl FnOnce(Option<u8>) + 'static) {
+        self.after.push(Box::new(hook));
+    }
+
+    /// Does what was asked for with [`Chain::after`], for a COMMAND that never started.
+    pub fn unwind(&mut self) {
+        self.run_after(None);
+    }
+
+    fn run_after(&mut self, status: Option<u8>) {
+        while let Some(hook) = self.after.pop() {
+            hook(status);
+        }
+    }
+}
+
+/// Where `name` would be found: in `path` (`:`-separated, an empty part is the current directory) unless it has a slash.
+pub fn candidates(name: &OsString, path: &[u8]) -> Vec<PathBuf> {
+    exec::candidates(name, path)
+}

@@ -1,0 +1,283 @@
+//! Processes: clone3(2), pidfds, parent-death signals, capabilities, descriptors, and what Rust's runtime changes before
+//! `main`.
+
+use super::check;
+use nix::errno::Errno;
+use nix::sys::signal::{SigSet, Signal};
+use nix::unistd::Pid;
+use std::ffi::{CStr, CString};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering::Relaxed};
+
+/// SIGPIPE's handler as the caller left it; Rust's runtime ignores the signal before `main`.
+static SIGPIPE: AtomicUsize = AtomicUsize::new(libc::SIG_DFL);
+/// Bits 0 to 2: the standard descriptors that the caller left closed; Rust's runtime opens /dev/null there.
+static CLOSED: AtomicU32 = AtomicU32::new(0);
+
+extern "C" fn note_what_the_caller_left() {
+    // SAFETY: plain system calls on valid, local memory; run once, before `main`, with no other thread.
+    unsafe {
+        let mut old: libc::sigaction = std::mem::zeroed();
+        if libc::sigaction(libc::SIGPIPE, std::ptr::null(), &mut old) == 0 {
+            SIGPIPE.store(old.sa_sigaction, Relaxed);
+        }
+        for fd in 0..3 {
+            if libc::fcntl(fd, libc::F_GETFD) < 0 {
+                CLOSED.fetch_or(1 << fd, Relaxed);
+            }
+        }
+    }
+}
+
+// SAFETY: the section holds pointers to functions that the C runtime calls before `main`; this is one.
+#[unsafe(link_section = ".init_array")]
+#[used]
+static BEFORE_MAIN: extern "C" fn() = note_what_the_caller_left;
+
+/// Gives SIGPIPE and the standard descriptors back as the caller left them. For just before execve.
+pub fn restore_what_the_caller_left() {
+    // SAFETY: plain system calls; the handler is SIG_DFL or SIG_IGN, as it was at the start of this process.
+    unsafe {
+        libc::signal(libc::SIGPIPE, SIGPIPE.load(Relaxed));
+        for fd in (0..3).filter(|fd| CLOSED.load(Relaxed) & (1 << fd) != 0) {
+            libc::fcntl(fd, libc::F_SETFD, libc::FD_CLOEXEC);
+        }
+    }
+}
+
+/// Which side of [`clone3`] this is.
+pub enum Side {
+    /// The new process.
+    Child,
+    /// The old one: the child's number and its descriptor.
+    Parent(Pid, OwnedFd),
+}
+
+/// A new process that goes on here, as fork(2) makes it, in new namespaces if `flags` has `CLONE_NEW…`; its end raises
+/// SIGCHLD. Linux 5.3. Only for single-threaded processes: nothing is done for locks that another thread holds.
+pub fn clone3(flags: u64) -> Result<Side, Errno> {
+    let mut pidfd: RawFd = -1;
+    let mut arguments = [0u64; 8];
+    arguments[0] = flags | libc::CLONE_PIDFD as u64;
+    arguments[1] = &raw mut pidfd as u64;
+    arguments[4] = libc::SIGCHLD as u64;
+    // SAFETY: `arguments` is a `struct clone_args` of its first size (64 bytes); without CLONE_VM the child has its own
+    // copy of this single-threaded process. The kernel writes the descriptor to `pidfd`, which outlives the call.
+    let pid = check(unsafe { libc::syscall(libc::SYS_clone3, &arguments, size_of_val(&arguments)) })?;
+    if pid == 0 {
+        return Ok(Side::Child);
+    }
+    // SAFETY: the kernel has just made this descriptor for us (CLONE_PIDFD).
+    Ok(Side::Parent(Pid::from_raw(pid as i32), unsafe { OwnedFd::from_raw_fd(pidfd) }))
+}
+
+/// A descriptor for a process (Linux 5.3).
+pub fn pidfd_open(pid: Pid) -> Result<OwnedFd, Errno> {
+    // SAFETY: no pointers.
+    let fd = check(unsafe { libc::syscall(libc::SYS_pidfd_open, pid.as_raw(), 0) })?;
+    // SAFETY: the kernel has just made this descriptor for us.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
+}
+
+/// Sends `signal` (a raw number, so that real-time signals pass) to the process that `pidfd` is.
+pub fn pidfd_send_signal(pidfd: impl AsFd, signal: i32) -> Result<(), Errno> {
+    let fd = pidfd.as_fd().as_raw_fd();
+    // SAFETY: no information is passed (null).
+    check(unsafe { libc::syscall(libc::SYS_pidfd_send_signal, fd, signal, std::ptr::null::<u8>(), 0) })?;
+    Ok(())
+}
+
+/// How a signal's disposition stands, to be put back.
+pub struct Disposition(Signal, libc::sigaction);
+
+/// Sets `signal` to its default action; gives what it was.
+pub fn default_action(signal: Signal) -> Disposition {
+    // SAFETY: both structures are local and valid; SIG_DFL with no flags is a valid action.
+    unsafe {
+        let mut new: libc::sigaction = std::mem::zeroed();
+        new.sa_sigaction = libc::SIG_DFL;
+        let mut old: libc::sigaction = std::mem::zeroed();
+        libc::sigaction(signal as i32, &new, &mut old);
+        Disposition(signal, old)
+    }
+}
+
+impl Disposition {
+    /// Puts it back.
+    pub fn restore(&self) {
+        // SAFETY: the action was read from the kernel for this same signal.
+        unsafe { libc::sigaction(self.0 as i32, &self.1, std::ptr::null_mut()) };
+    }
+}
+
+/// All signals, real-time ones included, but those that tell of a fault of our own or cannot be blocked.
+pub fn forwardable() -> SigSet {
+    let mut set = SigSet::all();
+    for fault in [
+        Signal::SIGSEGV,
+        Signal::SIGBUS,
+        Signal::SIGFPE,
+        Signal::SIGILL,
+        Signal::SIGTRAP,
+        Signal::SIGABRT,
+        Signal::SIGSYS,
+    ] {
+        set.remove(fault);
+    }
+    set
+}
+
+/// Waits for a signal of `set` (blocked by the caller); gives its number and `si_code` (`SI_USER`, `SI_KERNEL` …).
+pub fn sigwaitinfo(set: &SigSet) -> Result<(i32, i32), Errno> {
+    // SAFETY: both structures are valid and outlive the call.
+    unsafe {
+        let mut info: libc::siginfo_t = std::mem::zeroed();
+        let signal = check(libc::sigwaitinfo(set.as_ref(), &mut info).into())?;
+        Ok((signal as i32, info.si_code))
+    }
+}
+
+/// Closes all descriptors from `first` on when COMMAND is executed (close_range(2) with CLOSE_RANGE_CLOEXEC, Linux 5.11).
+pub fn close_on_exec_from(first: RawFd) -> Result<(), Errno> {
+    const CLOSE_RANGE_CLOEXEC: u32 = 4;
+    // SAFETY: no pointers; nothing is closed now, so no descriptor in use is invalidated.
+    check(unsafe { libc::syscall(libc::SYS_close_range, first, u32::MAX, CLOSE_RANGE_CLOEXEC) })?;
+    Ok(())
+}
+
+/// Replaces this process. Returns only on failure.
+pub fn execve(path: &CStr, argv: &[CString], env: Option<&[CString]>) -> Errno {
+    let pointers = |strings: &[CString]| -> Vec<*const libc::c_char> {
+        strings.iter().map(|s| s.as_ptr()).chain(std::iter::once(std::ptr::null())).collect()
+    };
+    let argv = pointers(argv);
+    let env = env.map(pointers);
+    unsafe extern "C" {
+        static environ: *const *const libc::c_char;
+    }
+    // SAFETY: `path` is a C string; both arrays end with a null pointer and their strings outlive the call. `environ` is
+    // the C library's, which no code of this single-threaded process changes.
+    unsafe { libc::execve(path.as_ptr(), argv.as_ptr(), env.as_ref().map_or(environ, |env| env.as_ptr())) };
+    Errno::last()
+}
+
+/// The environment as it came, byte by byte: entries without `=` and duplicates included.
+pub fn environment() -> Vec<CString> {
+    unsafe extern "C" {
+        static environ: *const *const libc::c_char;
+    }
+    let mut entries = Vec::new();
+    // SAFETY: `environ` is null or an array of C strings that ends with a null pointer; nothing changes it meanwhile.
+    unsafe {
+        let mut entry = environ;
+        while !entry.is_null() && !(*entry).is_null() {
+            entries.push(CStr::from_ptr(*entry).to_owned());
+            entry = entry.add(1);
+        }
+    }
+    entries
+}
+
+/// prctl(2) with up to four numbers; for options whose arguments are no pointers.
+pub fn prctl(option: i32, arguments: [u64; 4]) -> Result<i64, Errno> {
+    let [a, b, c, d] = arguments;
+    // SAFETY: callers pass options that take numbers only (see the documentation of this function).
+    check(unsafe { libc::prctl(option, a, b, c, d) }.into())
+}
+
+/// The signal that this process gets when its parent ends (PR_GET_PDEATHSIG); 0 for none.
+pub fn parent_death_signal() -> Result<i32, Errno> {
+    let mut signal: i32 = 0;
+    // SAFETY: the kernel writes an int to `signal`, which outlives the call.
+    check(unsafe { libc::prctl(libc::PR_GET_PDEATHSIG, &raw mut signal) }.into())?;
+    Ok(signal)
+}
+
+/// Capability sets as bit masks: effective, permitted, inheritable.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Capabilities {
+    /// In force now.
+    pub effective: u64,
+    /// May be put in force.
+    pub permitted: u64,
+    /// Kept over execve, if the file says so too.
+    pub inheritable: u64,
+}
+
+#[repr(C)]
+struct CapHeader {
+    version: u32,
+    pid: i32,
+}
+
+const CAP_VERSION_3: u32 = 0x2008_0522;
+
+/// This thread's capability sets (capget(2)).
+pub fn capget() -> Result<Capabilities, Errno> {
+    let mut header = CapHeader { version: CAP_VERSION_3, pid: 0 };
+    let mut data = [[0u32; 3]; 2];
+    // SAFETY: version 3 uses two triples, which `data` is; both outlive the call.
+    check(unsafe { libc::syscall(libc::SYS_capget, &raw mut header, data.as_mut_ptr()) })?;
+    let join = |i: usize| u64::from(data[0][i]) | u64::from(data[1][i]) << 32;
+    Ok(Capabilities { effective: join(0), permitted: join(1), inheritable: join(2) })
+}
+
+/// Sets this thread's capability sets (capset(2)).
+pub fn capset(sets: Capabilities) -> Result<(), Errno> {
+    let header = CapHeader { version: CAP_VERSION_3, pid: 0 };
+    let half = |shift: u32| [sets.effective, sets.permitted, sets.inheritable].map(|set| (set >> shift) as u32);
+    let data = [half(0), half(32)];
+    // SAFETY: version 3 uses two triples, which `data` is; both outlive the call.
+    check(unsafe { libc::syscall(libc::SYS_capset, &raw const header, data.as_ptr()) })?;
+    Ok(())
+}
+
+/// Joins a new, anonymous session keyring, so that the caller's is not shared (keyctl(2)).
+pub fn new_session_keyring() -> Result<(), Errno> {
+    const KEYCTL_JOIN_SESSION_KEYRING: u64 = 1;
+    // SAFETY: a null name asks for an anonymous keyring.
+    check(unsafe { libc::syscall(libc::SYS_keyctl, KEYCTL_JOIN_SESSION_KEYRING, std::ptr::null::<u8>()) })?;
+    Ok(())
+}
+
+/// Installs a seccomp filter of BPF instructions (seccomp(2)), each as its eight bytes.
+pub fn seccomp_filter(program: &[[u8; 8]], flags: u64) -> Result<(), Errno> {
+    const SECCOMP_SET_MODE_FILTER: u64 = 1;
+    #[repr(C)]
+    struct Program {
+        length: u16,
+        instructions: *const u8,
+    }
+    let length = u16::try_from(program.len()).map_err(|_| Errno::EINVAL)?;
+    let instructions: Vec<u64> = program.iter().map(|bytes| u64::from_ne_bytes(*bytes)).collect();
+    let program = Program { length, instructions: instructions.as_ptr().cast() };
+    // SAFETY: `program` names `length` instructions of eight bytes, aligned to eight; both outlive the call, and the
+    // kernel copies and checks them.
+    check(unsafe { libc::syscall(libc::SYS_seccomp, SECCOMP_SET_MODE_FILTER, flags, &raw const program) })?;
+    Ok(())
+}
+
+/// Brings the loopback device of this network namespace up.
+pub fn loopback_up() -> Result<(), Errno> {
+    use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
+    let socket = socket(AddressFamily::Inet, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None)?;
+    // SAFETY: a zeroed `ifreq` is valid; the name fits with its final zero; the kernel writes the flags into it.
+    unsafe {
+        let mut request: libc::ifreq = std::mem::zeroed();
+        request.ifr_name[0] = b'l' as libc::c_char;
+        request.ifr_name[1] = b'o' as libc::c_char;
+        check(libc::ioctl(socket.as_raw_fd(), libc::SIOCGIFFLAGS, &raw mut request).into())?;
+        request.ifr_ifru.ifru_flags |= libc::IFF_UP as i16;
+        check(libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS, &raw mut request).into())?;
+    }
+    Ok(())
+}
+
+/// The user namespace that owns the namespace `fd` (NS_GET_USERNS, Linux 4.9).
+pub fn owning_user_namespace(fd: impl AsFd) -> Result<OwnedFd, Errno> {
+    const NS_GET_USERNS: libc::c_ulong = 0xb701;
+    // SAFETY: this request takes no argument and gives a new descriptor.
+    let owner = check(unsafe { libc::ioctl(fd.as_fd().as_raw_fd(), NS_GET_USERNS as _) }.into())?;
+    // SAFETY: the kernel has just made this descriptor for us.
+    Ok(unsafe { OwnedFd::from_raw_fd(owner as i32) })
+}

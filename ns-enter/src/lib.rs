@@ -1,0 +1,11 @@
+//! `ns-enter`.
+#![forbid(unsafe_code)]
+
+mod cli;
+
+/// The tool.
+pub const TOOL: chain::Tool = chain::Tool { name: "ns-enter", command: cli::command, run };
+
+fn run(_chain: &mut chain::Chain, _args: &[std::ffi::OsString]) -> Result<chain::Outcome, chain::args::Stop> {
+    Ok(chain::Outcome::Done)
+}
