@@ -15,7 +15,7 @@ use nix::fcntl::OFlag;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SigSet, SigmaskHow, Signal, pthread_sigmask, raise};
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid, waitpid};
-use nix::unistd::{Pid, pipe2};
+use nix::unistd::{Pid, getpgid, getpgrp, pipe2};
 use std::os::fd::{AsFd, OwnedFd};
 
 /// Which half goes on.
@@ -154,9 +154,9 @@ fn wait(pid: Pid, pidfd: &OwnedFd) -> Result<u8> {
             }
             continue;
         }
-        // A terminal's signals (SI_KERNEL) went to the whole foreground group; the child had its own.
+        // A terminal's signals (SI_KERNEL) went to the whole foreground group; a child in it had its own.
         const SI_KERNEL: i32 = 0x80;
-        let shared = code == SI_KERNEL;
+        let shared = code == SI_KERNEL && getpgid(Some(pid)) == Ok(getpgrp());
         if !shared && signal != Signal::SIGWINCH as i32 {
             trace::note(format_args!("pidfd_send_signal({pid}, {})", signal_name(signal)));
             let _ = process::pidfd_send_signal(pidfd, signal);
