@@ -7,6 +7,7 @@
 //! * [`sys`]: the system calls that nix does not wrap; all `unsafe` code of the project is there.
 //! * [`root`]: names resolved inside a root, from a held descriptor.
 //! * [`document`]: what flows through pipes, an OCI runtime configuration.
+//! * [`remove`]: taking a tree away, whatever is in it.
 //! * [`store`]: where layers, images, containers and volumes live, and the locks on them.
 //! * [`userns`]: id maps, subordinate ids and user namespaces.
 //! * [`mountinfo`], [`size`]: parsers that several tools need.
@@ -16,6 +17,7 @@ pub mod document;
 pub mod error;
 pub mod link;
 pub mod mountinfo;
+pub mod remove;
 pub mod root;
 pub mod size;
 pub mod store;
