@@ -12,9 +12,7 @@
 //! their holder.
 
 use crate::error::{Error, Result, ResultExt};
-use nix::errno::Errno;
-use nix::fcntl::{Flock, FlockArg};
-use std::fs::{self, File};
+use std::fs::{self, File, TryLockError};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
@@ -97,31 +95,43 @@ pub fn check_name(name: &str) -> Result<()> {
     Ok(())
 }
 
-/// An advisory lock on a file or directory; it ends with the descriptor, so with its holder.
+/// An advisory lock on a file or directory; it ends with the last descriptor of it, so with its holder.
 #[derive(Debug)]
 pub struct Lock {
-    file: Flock<File>,
+    file: File,
 }
 
 impl Lock {
     /// Shared with others; waits for an exclusive holder.
     pub fn shared(path: &Path) -> Result<Self> {
-        Self::take(path, FlockArg::LockShared)?.ok_or_else(|| gone(path))
+        loop {
+            let file = Self::open(path)?;
+            file.lock_shared().call(format_args!("flock({path:?}, LOCK_SH)"))?;
+            if let Some(lock) = Self::still_there(file, path)? {
+                return Ok(lock);
+            }
+        }
     }
 
     /// Alone; waits for all others.
     pub fn exclusive(path: &Path) -> Result<Self> {
-        Self::take(path, FlockArg::LockExclusive)?.ok_or_else(|| gone(path))
+        loop {
+            let file = Self::open(path)?;
+            file.lock().call(format_args!("flock({path:?}, LOCK_EX)"))?;
+            if let Some(lock) = Self::still_there(file, path)? {
+                return Ok(lock);
+            }
+        }
     }
 
     /// Shared, if no one holds it alone; else `None`, at once.
     pub fn try_shared(path: &Path) -> Result<Option<Self>> {
-        Self::take(path, FlockArg::LockSharedNonblock)
+        Self::attempt(path, "LOCK_SH|LOCK_NB", File::try_lock_shared)
     }
 
     /// Alone, if no one else holds it; else `None`, at once.
     pub fn try_exclusive(path: &Path) -> Result<Option<Self>> {
-        Self::take(path, FlockArg::LockExclusiveNonblock)
+        Self::attempt(path, "LOCK_EX|LOCK_NB", File::try_lock)
     }
 
     /// The locked file or directory.
@@ -129,28 +139,32 @@ impl Lock {
         &self.file
     }
 
-    fn take(path: &Path, how: FlockArg) -> Result<Option<Self>> {
+    fn attempt(path: &Path, how: &str, lock: fn(&File) -> Result<(), TryLockError>) -> Result<Option<Self>> {
         loop {
-            let file = File::open(path).call(format_args!("open({path:?})"))?;
-            let file = match Flock::lock(file, how) {
-                Ok(file) => file,
-                Err((_, Errno::EWOULDBLOCK)) => return Ok(None),
-                Err((_, Errno::EINTR)) => continue,
-                Err((_, errno)) => return Err(Error::call(format_args!("flock({path:?})"), errno)),
-            };
-            // Who removed or replaced it while we waited left us a lock on nothing.
-            let held = file.metadata().call(format_args!("fstat({path:?})"))?;
-            match fs::symlink_metadata(path) {
-                Ok(now) if (now.dev(), now.ino()) == (held.dev(), held.ino()) => return Ok(Some(Lock { file })),
-                Ok(_) => {}
-                Err(error) => return Err(Error::call(format_args!("stat({path:?})"), error)),
+            let file = Self::open(path)?;
+            match lock(&file) {
+                Ok(()) => {}
+                Err(TryLockError::WouldBlock) => return Ok(None),
+                Err(TryLockError::Error(error)) => {
+                    return Err(Error::call(format_args!("flock({path:?}, {how})"), error));
+                }
+            }
+            if let Some(lock) = Self::still_there(file, path)? {
+                return Ok(Some(lock));
             }
         }
     }
-}
 
-fn gone(path: &Path) -> Error {
-    Error::call(format_args!("flock({path:?})"), Errno::EWOULDBLOCK)
+    fn open(path: &Path) -> Result<File> {
+        File::open(path).call(format_args!("open({path:?})"))
+    }
+
+    /// Who removed or replaced the file while we waited left us a lock on nothing: `None`, to be tried again.
+    fn still_there(file: File, path: &Path) -> Result<Option<Self>> {
+        let held = file.metadata().call(format_args!("fstat({path:?})"))?;
+        let now = fs::symlink_metadata(path).call(format_args!("stat({path:?})"))?;
+        Ok(((now.dev(), now.ino()) == (held.dev(), held.ino())).then_some(Lock { file }))
+    }
 }
 
 #[cfg(test)]

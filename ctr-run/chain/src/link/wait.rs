@@ -84,8 +84,8 @@ impl Chain {
     }
 
     fn begin_child(&mut self, reader: OwnedFd, blocked: &Blocked) -> Result<()> {
-        // What the parent does afterwards is not this process's business.
-        self.after.clear();
+        // What the parent does afterwards is not this process's business; not even dropping it, which could have effects.
+        std::mem::forget(std::mem::take(&mut self.after));
         die_with_parent()?;
         let mut go = [0u8; 1];
         let told = loop {
