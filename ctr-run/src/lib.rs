@@ -1,11 +1,118 @@
-//! `ctr-run`.
+//! `ctr-run`: the chain of the five other tools in one command.
+//!
+//! Flags and an image make a document, the document a [`plan`], and the plan is carried out as one chain. The links run in
+//! this process (see [`chain::link`]); `--print` shows them as they would be run one by one.
 #![forbid(unsafe_code)]
 
+mod capabilities;
 mod cli;
+mod container;
+mod limits;
+mod place;
+mod plan;
+mod print;
+mod source;
+mod volumes;
+
+use chain::args::Stop;
+use chain::store::Store;
+use chain::{Chain, Outcome, Result, ResultExt, Tool, trace, userns};
+use cli::{Cli, Print};
+use container::{Container, Root};
+use print::Directories;
+use std::ffi::OsString;
+use std::io::Write;
 
 /// The tool.
-pub const TOOL: chain::Tool = chain::Tool { name: "ctr-run", command: cli::command, run };
+pub const TOOL: Tool = Tool { name: "ctr-run", command: cli::command, run };
 
-fn run(_chain: &mut chain::Chain, _args: &[std::ffi::OsString]) -> Result<chain::Outcome, chain::args::Stop> {
-    Ok(chain::Outcome::Done)
+/// The tools that run in `ctr-run`'s own process when they come next in its chain.
+pub const LINKS: [&Tool; 4] = [&cg_limit::TOOL, &ns_enter::TOOL, &layer_mount::TOOL, &vol_bind::TOOL];
+
+fn run(chain: &mut Chain, args: &[OsString]) -> Result<Outcome, Stop> {
+    let cli = cli::parse(args)?;
+    if cli.verbose {
+        trace::verbose();
+    }
+    let store = Store::at(cli.store.as_deref())?;
+    if cli.list {
+        return Ok(list(&store));
+    }
+    if let Some(name) = &cli.remove {
+        place::remove(&store, name)?;
+        return Ok(Outcome::Done);
+    }
+    Ok(start(chain, &cli, &store)?)
+}
+
+fn start(chain: &mut Chain, cli: &Cli, store: &Store) -> Result<Outcome> {
+    let (source, command) = cli.source()?;
+    let name = match &cli.name {
+        Some(name) => name.clone(),
+        None => place::random_name()?,
+    };
+    let document = source::document(&source, cli, store)?;
+    let mut container = Container::new(document, name, nix::unistd::geteuid().is_root())?;
+    container.keep = cli.name.is_some() && !cli.rm;
+    if container.hostname.is_none() && cli.hostname.is_none() {
+        container.hostname = Some(container.name.clone());
+    }
+    container.apply(cli, command)?;
+    match cli.print {
+        Some(Print::Sh) => Ok(Outcome::Text(script(&container, store))),
+        Some(Print::Oci) => container.to_document().map(Outcome::Document),
+        None => execute(chain, cli, container, store),
+    }
+}
+
+/// Carries the plan out.
+fn execute(chain: &mut Chain, cli: &Cli, container: Container, store: &Store) -> Result<Outcome> {
+    let layers = match &container.root {
+        Root::Layers(layers) => layers.clone(),
+        Root::Directory(_) => Vec::new(),
+    };
+    if let Some(file) = &cli.cidfile {
+        std::fs::File::create_new(file)
+            .and_then(|mut opened| opened.write_all(container.name.as_bytes()))
+            .call(format_args!("open({file:?}, O_CREAT|O_EXCL)"))?;
+    }
+    let mut place = plan::Place { dir: store.containers().join(&container.name) };
+    if matches!(container.root, Root::Layers(_)) {
+        place::sweep(store);
+        let held = place::take(store, &container.name, container.keep, &layers)?;
+        place = held.place.clone();
+        if cli.name.is_some() {
+            held.note_owner();
+        }
+        let keep = container.keep;
+        // Kept or not, the lock is held until the container has ended.
+        chain.after(move |_| {
+            if !keep && let Err(error) = held.remove() {
+                trace::speak_as(TOOL.name);
+                chain::tool::report(&error);
+            }
+        });
+    }
+    let command = plan::command(&plan::links(&container, &place, store.path()), &container.args);
+    drop(container);
+    chain.exec(&command)
+}
+
+fn script(container: &Container, store: &Store) -> String {
+    let place = plan::Place { dir: store.containers().join(&container.name) };
+    let directories = match container.root {
+        Root::Directory(_) => Directories::None,
+        Root::Layers(_) if container.keep => Directories::Named,
+        Root::Layers(_) => Directories::Own { store: store.path(), mapped: !userns::is_real_root() },
+    };
+    print::script(&plan::links(container, &place, store.path()), &container.args, &place, &directories)
+}
+
+fn list(store: &Store) -> Outcome {
+    let mut text = String::new();
+    for kept in place::kept(store) {
+        let state = kept.pid.map_or_else(|| "stopped".to_string(), |pid| format!("running (process {pid})"));
+        text.push_str(&format!("{:<24} {state}\n", kept.name));
+    }
+    Outcome::Text(text)
 }

@@ -2,5 +2,5 @@
 #![forbid(unsafe_code)]
 
 fn main() -> std::process::ExitCode {
-    chain::tool::main(&ctr_run::TOOL, &[])
+    chain::tool::main(&ctr_run::TOOL, &ctr_run::LINKS)
 }

@@ -27,6 +27,7 @@ struct Parts {
     cause: Option<Cause>,
     hint: Option<String>,
     status: u8,
+    said: bool,
 }
 
 /// Why a call failed: an errno where the kernel gave one, else words.
@@ -62,7 +63,19 @@ impl From<serde_json::Error> for Cause {
 impl Error {
     /// A failure in words, without a system call.
     pub fn new(what: impl fmt::Display) -> Self {
-        Error(Box::new(Parts { what: what.to_string(), cause: None, hint: None, status: FAILED }))
+        Error(Box::new(Parts { what: what.to_string(), cause: None, hint: None, status: FAILED, said: false }))
+    }
+
+    /// A failure that a child of ours has already told the user about.
+    pub fn said() -> Self {
+        let mut error = Error::new("a child of this process has failed");
+        error.0.said = true;
+        error
+    }
+
+    /// Whether the user knows already (see [`Error::said`]).
+    pub fn is_said(&self) -> bool {
+        self.0.said
     }
 
     /// A call that failed, as `name(arguments)`, and why.

@@ -129,9 +129,8 @@ fn remove_in_user_namespace(path: &Path) -> Result<()> {
         }
         Side::Parent(pid, _) => match waitpid(pid, None).call(format_args!("waitpid({pid})"))? {
             WaitStatus::Exited(_, 0) => Ok(()),
-            WaitStatus::Exited(_, status) if status == i32::from(FAILED) => {
-                Err(Error::new(format_args!("{path:?} could not be removed whole")))
-            }
+            // It has said why.
+            WaitStatus::Exited(_, status) if status == i32::from(FAILED) => Err(Error::said()),
             other => Err(Error::new(format_args!("the helper that removes {path:?} ended: {other:?}"))),
         },
     }

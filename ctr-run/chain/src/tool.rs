@@ -36,20 +36,27 @@ pub enum Outcome {
 /// chain; all other commands are executed.
 pub fn main(tool: &'static Tool, links: &'static [&'static Tool]) -> ExitCode {
     let args: Vec<OsString> = std::env::args_os().skip(1).collect();
+    ExitCode::from(run(tool, links, &args))
+}
+
+/// Runs `tool` with `args` and prints what it gives; the exit status.
+pub fn run(tool: &Tool, links: &'static [&'static Tool], args: &[OsString]) -> u8 {
     let mut chain = Chain::new(links);
-    let status = match chain.enter(tool, &args) {
+    let status = match chain.enter(tool, args) {
         Ok(outcome) => finish(outcome),
         Err(Stop::Show(text)) => print(&text),
         Err(Stop::Fail(error)) => report(&error),
     };
     // A link that fails after others asked for cleaning up must not leave their work behind.
     chain.unwind();
-    ExitCode::from(status)
+    status
 }
 
-/// Prints `error` as the contract's one line; gives its exit status.
+/// Prints `error` as the contract's one line, unless a process of ours has said it already; gives its exit status.
 pub fn report(error: &Error) -> u8 {
-    trace::say(format_args!("{error}"));
+    if !error.is_said() {
+        trace::say(format_args!("{error}"));
+    }
     error.exit_status()
 }
 

@@ -185,7 +185,7 @@ pub fn enter(flags: CloneFlags, maps: &Maps) -> Result<()> {
     match ended {
         WaitStatus::Exited(_, 0) => Ok(()),
         // The helper has said why.
-        WaitStatus::Exited(..) => Err(Error::new("the id maps of the new user namespace could not be written")),
+        WaitStatus::Exited(..) => Err(Error::said()),
         other => Err(Error::new(format_args!("the helper that writes the id maps ended: {other:?}"))),
     }
 }

@@ -1,0 +1,56 @@
+//! `--cap-add` and `--cap-drop` on a list of names.
+
+use chain::{Error, Result};
+
+/// `kept` with `add` given and `drop` taken away. `all` stands for every capability. Names with or without `CAP_`, in either
+/// case; whether there is such a capability is for `ns-enter` to say.
+pub fn change(kept: &[String], add: &[String], drop: &[String]) -> Result<Vec<String>> {
+    let (add, drop) = (names(add)?, names(drop)?);
+    let all = |list: &[String]| list.iter().any(|name| name == "all");
+    if all(&drop) {
+        return Ok(if all(&add) { vec!["all".into()] } else { add });
+    }
+    if all(&add) || all(kept) {
+        let mut out = vec!["all".to_string()];
+        out.extend(drop.iter().map(|name| format!("-{name}")));
+        return Ok(out);
+    }
+    let mut out: Vec<String> = kept.iter().filter(|name| !drop.contains(name)).cloned().collect();
+    out.extend(add.into_iter().filter(|name| !kept.contains(name) && !drop.contains(name)));
+    Ok(out)
+}
+
+fn names(list: &[String]) -> Result<Vec<String>> {
+    list.iter().flat_map(|names| names.split(',')).map(name).collect()
+}
+
+fn name(text: &str) -> Result<String> {
+    if text.eq_ignore_ascii_case("all") {
+        return Ok("all".into());
+    }
+    let upper = text.to_ascii_uppercase();
+    let bare = upper.strip_prefix("CAP_").unwrap_or(&upper);
+    if bare.is_empty() || !bare.chars().all(|c| c.is_ascii_alphabetic() || c == '_') {
+        return Err(Error::usage(format_args!("capability {text:?}: not a name as in capabilities(7)")));
+    }
+    Ok(format!("CAP_{bare}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn changed(kept: &[&str], add: &[&str], drop: &[&str]) -> String {
+        let own = |list: &[&str]| list.iter().map(|name| name.to_string()).collect::<Vec<_>>();
+        change(&own(kept), &own(add), &own(drop)).unwrap().join(" ")
+    }
+
+    #[test]
+    fn names_are_added_and_dropped() {
+        assert_eq!(changed(&["CAP_CHOWN", "CAP_KILL"], &["net_admin"], &["CAP_KILL"]), "CAP_CHOWN CAP_NET_ADMIN");
+        assert_eq!(changed(&["CAP_CHOWN"], &["CHOWN"], &["all"]), "CAP_CHOWN");
+        assert_eq!(changed(&["CAP_CHOWN"], &["ALL"], &["MKNOD"]), "all -CAP_MKNOD");
+        assert_eq!(changed(&["all"], &[], &[]), "all");
+        assert!(change(&[], &["a b".into()], &[]).is_err());
+    }
+}

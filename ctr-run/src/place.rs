@@ -1,0 +1,162 @@
+//! A container's directories in the store: writable layer, lock, mount point; and what runs that were killed left there.
+
+use crate::plan::Place;
+use chain::document::Document;
+use chain::remove::remove_tree;
+use chain::store::{Lock, Store, check_name};
+use chain::{Error, Result, ResultExt};
+use std::fs;
+use std::io::Read;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+
+/// The file that marks a container whose writable layer stays. It holds the layers that the writable one belongs to.
+const KEPT: &str = "kept";
+
+/// A container's directories, for this process alone while it lives.
+#[derive(Debug)]
+pub struct Held {
+    /// Where they are.
+    pub place: Place,
+    lock: Lock,
+    layers: Vec<Lock>,
+}
+
+/// A name that no one else has: 12 hexadecimal digits.
+pub fn random_name() -> Result<String> {
+    let mut bytes = [0u8; 6];
+    fs::File::open("/dev/urandom")
+        .and_then(|mut file| file.read_exact(&mut bytes))
+        .call(format_args!("read(\"/dev/urandom\")"))?;
+    Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
+}
+
+/// Makes (or, for a kept one, takes) the directories of the container `name`.
+///
+/// Errors: it runs already; kept, and made from other layers.
+pub fn take(store: &Store, name: &str, keep: bool, layers: &[PathBuf]) -> Result<Held> {
+    check_name(name)?;
+    store.make(&store.containers())?;
+    let place = Place { dir: store.containers().join(name) };
+    let lock = loop {
+        match fs::DirBuilder::new().mode(0o700).create(&place.dir) {
+            Ok(()) => {}
+            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {}
+            Err(error) => return Err(Error::call(format_args!("mkdir({:?}, 0700)", place.dir), error)),
+        }
+        match Lock::try_exclusive(&place.dir) {
+            Ok(Some(lock)) => break lock,
+            Ok(None) => return Err(running(&place.dir, name)),
+            // Another run swept it between the two calls.
+            Err(error) if error.errno() == Some(nix::errno::Errno::ENOENT) => {}
+            Err(error) => return Err(error),
+        }
+    };
+    let kept = place.dir.join(KEPT);
+    if keep {
+        check_layers(&kept, name, layers)?;
+    }
+    for dir in [place.upper(), place.work(), place.root()] {
+        match fs::DirBuilder::new().mode(0o755).create(&dir) {
+            Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => {
+                return Err(Error::call(format_args!("mkdir({dir:?})"), error));
+            }
+            _ => {}
+        }
+    }
+    // Layers that only their own user namespace may open are still protected by the mount table.
+    let layers = layers.iter().filter_map(|layer| Lock::try_shared(layer).ok().flatten()).collect();
+    Ok(Held { place, lock, layers })
+}
+
+/// A writable layer belongs to the layers below it: with others it would show what no one made.
+fn check_layers(kept: &Path, name: &str, layers: &[PathBuf]) -> Result<()> {
+    let mut document = Document::new();
+    let texts = layers.iter().map(chain::document::path_text).collect::<Result<Vec<_>>>()?;
+    document.set("layers", texts);
+    match Document::read(kept) {
+        Ok(before) if before.layers()? == layers => Ok(()),
+        Ok(_) => Err(Error::new(format_args!("container {name:?} was made from another image"))
+            .hint(format_args!("ctr-run --remove {name} removes it; or choose another name"))),
+        Err(error) if error.errno() == Some(nix::errno::Errno::ENOENT) => {
+            fs::write(kept, document.to_text()).call(format_args!("write({kept:?})"))
+        }
+        Err(error) => Err(error),
+    }
+}
+
+impl Held {
+    /// Notes the process that waits for the container, for messages.
+    pub fn note_owner(&self) {
+        let _ = fs::write(self.place.dir.join("pid"), std::process::id().to_string());
+    }
+
+    /// Removes the directories, with the writable layer.
+    pub fn remove(self) -> Result<()> {
+        drop(self.layers);
+        remove_tree(&self.place.dir)?;
+        drop(self.lock);
+        Ok(())
+    }
+}
+
+fn running(dir: &Path, name: &str) -> Error {
+    let error = Error::new(format_args!("container {name:?} is running"));
+    match fs::read_to_string(dir.join("pid")) {
+        Ok(pid) => error.hint(format_args!("process {} holds it", pid.trim())),
+        Err(_) => error,
+    }
+}
+
+/// Removes what killed runs left: directories that are not kept and that no one holds.
+pub fn sweep(store: &Store) {
+    for dir in directories(store) {
+        if dir.join(KEPT).exists() {
+            continue;
+        }
+        if let Ok(Some(_lock)) = Lock::try_exclusive(&dir) {
+            // Taken between our listing and our lock, and kept meanwhile?
+            if !dir.join(KEPT).exists() {
+                let _ = remove_tree(&dir);
+            }
+        }
+    }
+}
+
+/// A kept container.
+pub struct Kept {
+    /// Its name.
+    pub name: String,
+    /// The process that runs it, if it runs.
+    pub pid: Option<String>,
+}
+
+/// The kept containers, by name.
+pub fn kept(store: &Store) -> Vec<Kept> {
+    let mut out: Vec<Kept> = directories(store)
+        .into_iter()
+        .filter(|dir| dir.join(KEPT).exists())
+        .map(|dir| {
+            let running = matches!(Lock::try_shared(&dir), Ok(None));
+            let pid = running.then(|| fs::read_to_string(dir.join("pid")).unwrap_or_default().trim().to_string());
+            Kept { name: dir.file_name().unwrap_or_default().to_string_lossy().into_owned(), pid }
+        })
+        .collect();
+    out.sort_by(|a, b| a.name.cmp(&b.name));
+    out
+}
+
+/// Removes the kept container `name`; one that is gone already is fine. Error: it runs.
+pub fn remove(store: &Store, name: &str) -> Result<()> {
+    check_name(name)?;
+    let dir = store.containers().join(name);
+    if fs::symlink_metadata(&dir).is_err() {
+        return Ok(());
+    }
+    let Some(_lock) = Lock::try_exclusive(&dir)? else { return Err(running(&dir, name)) };
+    remove_tree(&dir)
+}
+
+fn directories(store: &Store) -> Vec<PathBuf> {
+    fs::read_dir(store.containers()).into_iter().flatten().flatten().map(|entry| entry.path()).collect()
+}

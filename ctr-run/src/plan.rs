@@ -1,0 +1,202 @@
+//! From a container to the chain: a list of argument vectors, one a link. Pure: nothing is looked at, nothing is done.
+//!
+//! The order is the design: limits first, so that everything after them counts; namespaces next, so that mounts are private
+//! and vanish by themselves; layers, then what is mounted on them; then the root is entered and privileges are dropped,
+//! last.
+
+use crate::container::{Container, Namespace, Root};
+use crate::limits::joined;
+use std::ffi::{OsStr, OsString};
+use std::path::{Path, PathBuf};
+
+/// Where a container's own directories are.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// The directory of the container in the store.
+    pub dir: PathBuf,
+}
+
+impl Place {
+    /// The writable layer.
+    pub fn upper(&self) -> PathBuf {
+        self.dir.join("upper")
+    }
+
+    /// Overlay's work directory.
+    pub fn work(&self) -> PathBuf {
+        self.dir.join("work")
+    }
+
+    /// Where the layers are mounted.
+    pub fn root(&self) -> PathBuf {
+        self.dir.join("root")
+    }
+}
+
+/// One link: a tool's name and its arguments, without the `--` and what follows.
+pub type Link = Vec<OsString>;
+
+/// The chain of `container`, whose directories are at `place`, with volumes in `store`.
+pub fn links(container: &Container, place: &Place, store: &Path) -> Vec<Link> {
+    let root = match &container.root {
+        Root::Directory(path) => path.clone(),
+        Root::Layers(_) => place.root(),
+    };
+    let mut links = Vec::new();
+    if !container.limits.is_empty() {
+        links.push(link("cg-limit", container.limits.iter()));
+    }
+    links.push(namespaces(container));
+    if let Root::Layers(layers) = &container.root {
+        links.push(union(layers, place));
+    }
+    links.push(mounts(container, &root, store));
+    links.push(enter(container, &root));
+    links
+}
+
+/// The chain as one command: the links joined with `--`, and COMMAND.
+pub fn command(links: &[Link], args: &[OsString]) -> Vec<OsString> {
+    let mut out = Vec::new();
+    for link in links {
+        out.extend_from_slice(link);
+        out.push("--".into());
+    }
+    out.extend_from_slice(args);
+    out
+}
+
+fn namespaces(container: &Container) -> Link {
+    let mut out: Link = vec!["ns-enter".into()];
+    if container.user_namespace {
+        out.extend(["--user".into(), "--map-auto".into()]);
+    }
+    out.push("--mount".into());
+    for (name, namespace) in &container.namespaces {
+        let option = if *name == "network" { "--net" } else { *name };
+        let option = format!("--{}", option.trim_start_matches('-'));
+        match namespace {
+            Namespace::New => out.push(option.into()),
+            Namespace::Path(path) => out.push(joined(&format!("{option}="), path.as_os_str())),
+            Namespace::Host => {}
+        }
+    }
+    let uts = container.namespace("uts") == &Namespace::New;
+    if let Some(hostname) = container.hostname.as_ref().filter(|_| uts) {
+        out.push(format!("--hostname={hostname}").into());
+    }
+    out.extend(container.sysctls.iter().map(|sysctl| format!("--sysctl={sysctl}").into()));
+    out
+}
+
+fn union(layers: &[PathBuf], place: &Place) -> Link {
+    let mut out: Link = vec!["layer-mount".into()];
+    out.extend(layers.iter().map(|layer| joined("--lower=", layer.as_os_str())));
+    out.push(joined("--upper=", place.upper().as_os_str()));
+    out.push(joined("--work=", place.work().as_os_str()));
+    out.push(place.root().into());
+    out
+}
+
+fn mounts(container: &Container, root: &Path, store: &Path) -> Link {
+    let mut out: Link = vec!["vol-bind".into(), joined("--root=", root.as_os_str())];
+    out.push(joined("--store=", store.as_os_str()));
+    out.push("--api".into());
+    if container.masks {
+        out.extend(["--mask=default".into(), "--readonly=default".into()]);
+    }
+    if let Some(size) = &container.shm_size {
+        out.push(format!("--shm-size={size}").into());
+    }
+    out.extend(container.volumes.iter().cloned());
+    out
+}
+
+fn enter(container: &Container, root: &Path) -> Link {
+    let mut out: Link = vec!["ns-enter".into(), joined("--root=", root.as_os_str())];
+    if container.read_only {
+        out.push("--read-only".into());
+    }
+    out.push(format!("--as={}", container.user).into());
+    out.extend(capabilities(&container.capabilities));
+    if container.no_new_privileges {
+        out.push("--no-new-privs".into());
+    }
+    if container.seccomp != "none" {
+        out.push(joined("--seccomp=", &container.seccomp));
+    }
+    out.extend(container.ulimits.iter().map(|limit| format!("--ulimit={limit}").into()));
+    if container.init {
+        out.push("--init".into());
+    }
+    if container.tty {
+        out.push("--tty".into());
+    }
+    out.push("--clear-env".into());
+    out.extend(container.env_files.iter().map(|file| joined("--env-file=", file.as_os_str())));
+    out.extend(container.env.iter().map(|entry| joined("--env=", entry)));
+    out.push(joined("--workdir=", &container.cwd));
+    out
+}
+
+/// All capabilities are kept unless something is dropped; a list of names means: no others.
+fn capabilities(kept: &[String]) -> Vec<OsString> {
+    if let Some((_, dropped)) = kept.split_first().filter(|(first, _)| *first == "all") {
+        return dropped.iter().map(|name| format!("--cap-drop={}", name.trim_start_matches('-')).into()).collect();
+    }
+    let mut out: Vec<OsString> = vec!["--cap-drop=all".into()];
+    if !kept.is_empty() {
+        out.push(format!("--cap-add={}", kept.join(",")).into());
+    }
+    out
+}
+
+fn link<'a>(tool: &str, args: impl Iterator<Item = &'a OsString>) -> Link {
+    std::iter::once(OsStr::new(tool).to_os_string()).chain(args.cloned()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use chain::Document;
+
+    fn plan(document: &str, root_of_machine: bool, change: impl FnOnce(&mut Container)) -> Vec<String> {
+        let document = Document::parse(document.as_bytes()).unwrap();
+        let mut container = Container::new(document, "name".into(), root_of_machine).unwrap();
+        change(&mut container);
+        let links = links(&container, &Place { dir: "/c".into() }, Path::new("/s"));
+        links.iter().map(|link| link.iter().map(|arg| arg.to_str().unwrap()).collect::<Vec<_>>().join(" ")).collect()
+    }
+
+    const IMAGE: &str = r#"{"layers":["/base","/next"],"hostname":"web","process":{"args":["sh"],"env":["A=1"]}}"#;
+
+    #[test]
+    fn the_order_is_limits_namespaces_layers_mounts_root() {
+        let got = plan(IMAGE, true, |container| container.limits = vec!["--memory=64M".into()]);
+        assert_eq!(got[0], "cg-limit --memory=64M");
+        assert_eq!(got[1], "ns-enter --mount --pid --net --ipc --uts --cgroup --hostname=web");
+        assert_eq!(got[2], "layer-mount --lower=/base --lower=/next --upper=/c/upper --work=/c/work /c/root");
+        assert_eq!(got[3], "vol-bind --root=/c/root --store=/s --api --mask=default --readonly=default");
+        assert!(got[4].starts_with("ns-enter --root=/c/root --as=0:0 --cap-drop=all --cap-add=CAP_"), "{}", got[4]);
+        assert!(got[4].ends_with("--no-new-privs --seccomp=default --clear-env --env=A=1 --workdir=/"), "{}", got[4]);
+    }
+
+    #[test]
+    fn without_limits_no_group_and_without_root_a_user_namespace() {
+        let got = plan(IMAGE, false, |_| {});
+        assert!(got[0].starts_with("ns-enter --user --map-auto --mount --pid"), "{}", got[0]);
+    }
+
+    #[test]
+    fn a_root_that_is_there_needs_no_layers() {
+        let got = plan(r#"{"root":{"path":"/mnt/web","readonly":true}}"#, true, |_| {});
+        assert!(got[1].starts_with("vol-bind --root=/mnt/web"), "{got:?}");
+        assert!(got[2].starts_with("ns-enter --root=/mnt/web --read-only --as"), "{got:?}");
+    }
+
+    #[test]
+    fn links_are_joined_with_dashes() {
+        let got = command(&[vec!["a".into(), "x".into()], vec!["b".into()]], &["sh".into()]);
+        assert_eq!(got, ["a", "x", "--", "b", "--", "sh"].map(OsString::from));
+    }
+}

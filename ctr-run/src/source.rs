@@ -1,0 +1,81 @@
+//! From IMAGE to a document.
+
+use crate::cli::{Cli, Source};
+use chain::document::{Document, path_text};
+use chain::store::Store;
+use chain::sys::process::{self, Side};
+use chain::trace::speak_as;
+use chain::{Error, Result, ResultExt};
+use nix::fcntl::OFlag;
+use nix::sys::wait::{WaitStatus, waitpid};
+use nix::unistd::{dup2_stdout, pipe2};
+use serde_json::json;
+use std::ffi::OsString;
+use std::fs::File;
+use std::path::{Path, PathBuf};
+
+/// The document of what is to run. An image is unpacked if it is not in the store yet.
+///
+/// Errors: those of `img-unpack`; a directory, document or bundle that cannot be read.
+pub fn document(source: &Source, cli: &Cli, store: &Store) -> Result<Document> {
+    match source {
+        Source::Image(image) => unpack(image, cli, store),
+        Source::Rootfs(dir) => rootfs(dir),
+        Source::Document(path) => Document::read(path),
+        Source::Bundle(dir) => bundle(dir),
+    }
+}
+
+/// A directory as the one read-only layer.
+fn rootfs(dir: &Path) -> Result<Document> {
+    let path = dir.canonicalize().call(format_args!("open({dir:?})"))?;
+    if !path.is_dir() {
+        return Err(Error::call(format_args!("open({dir:?})"), nix::errno::Errno::ENOTDIR));
+    }
+    let mut document = Document::new();
+    document.set("layers", json!([path_text(&path)?]));
+    document.set("process/args", json!(["/bin/sh"]));
+    Ok(document)
+}
+
+/// `config.json` of a bundle, with its root made absolute.
+fn bundle(dir: &Path) -> Result<Document> {
+    let mut document = Document::read(&dir.join("config.json"))?;
+    let root: PathBuf = document.text("root/path")?.unwrap_or("rootfs").into();
+    let root = dir.join(root);
+    let root = root.canonicalize().call(format_args!("open({root:?})"))?;
+    document.set("root/path", path_text(&root)?);
+    Ok(document)
+}
+
+/// What `img-unpack` prints. It runs in a child, since it has threads, needs memory and, for an ordinary user, enters a user
+/// namespace; the process that starts COMMAND must have nothing of that.
+fn unpack(image: &OsString, cli: &Cli, store: &Store) -> Result<Document> {
+    let mut args: Vec<OsString> = vec![crate::limits::joined("--store=", store.path().as_os_str())];
+    args.extend(cli.reference.iter().map(|name| format!("--ref={name}").into()));
+    args.extend(cli.platform.iter().map(|platform| format!("--platform={platform}").into()));
+    args.extend(["--".into(), image.clone()]);
+    let (reader, writer) = pipe2(OFlag::O_CLOEXEC).call(format_args!("pipe2()"))?;
+    match process::clone3(0).call(format_args!("clone3(0)"))? {
+        Side::Child => {
+            drop(reader);
+            let status = match dup2_stdout(&writer) {
+                Ok(()) => chain::tool::run(&img_unpack::TOOL, &[], &args),
+                Err(_) => chain::error::FAILED,
+            };
+            std::process::exit(status.into());
+        }
+        Side::Parent(pid, _) => {
+            drop(writer);
+            let text = std::io::read_to_string(File::from(reader)).call(format_args!("read(pipe)"));
+            let ended = waitpid(pid, None).call(format_args!("waitpid({pid})"))?;
+            speak_as(crate::TOOL.name);
+            match ended {
+                WaitStatus::Exited(_, 0) => Document::parse(text?.as_bytes()),
+                // It has said why.
+                WaitStatus::Exited(_, _) => Err(Error::said()),
+                other => Err(Error::new(format_args!("img-unpack ended: {other:?}"))),
+            }
+        }
+    }
+}
