@@ -28,9 +28,13 @@ pub struct Cli {
     #[arg(long)]
     pub verbose: bool,
 
-    /// An archive, a layout, `-` (stdin), a reference in the store, or rootfs:DIR; then COMMAND
-    #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "IMAGE [COMMAND [ARG]...]", hide = true)]
-    pub words: Vec<OsString>,
+    /// An archive, a layout, `-` (stdin), a reference in the store, or rootfs:DIR
+    #[arg(value_name = "IMAGE")]
+    image: Option<OsString>,
+
+    /// What to run instead of the image's default
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "COMMAND")]
+    command: Vec<OsString>,
 
     /// Read an OCI configuration instead of an image (`-` is stdin)
     #[arg(long, value_name = "DOC", help_heading = "What to run")]
@@ -321,21 +325,28 @@ fn instead(error: Error, args: &[OsString]) -> Error {
 }
 
 impl Cli {
-    /// What to run, and the words after it: COMMAND. Errors: nothing to run, a `rootfs:` without a directory.
-    pub fn source(&self) -> Result<(Source, &[OsString])> {
-        // One "--" before IMAGE, or between IMAGE and COMMAND, is a matter of taste.
-        let after = |words: &'_ [OsString]| usize::from(words.first().is_some_and(|word| word == "--"));
-        if let Some(document) = &self.from {
-            return Ok((Source::Document(document.clone()), &self.words[after(&self.words)..]));
-        }
-        if let Some(bundle) = &self.bundle {
-            return Ok((Source::Bundle(bundle.clone()), &self.words[after(&self.words)..]));
-        }
-        let Some((image, command)) = self.words.split_first() else {
-            return Err(Error::usage("no IMAGE").hint("--help lists what it can be"));
+    /// What to run, and COMMAND (empty: the image's own). Errors: nothing to run, a `rootfs:` without a directory.
+    pub fn source(&self) -> Result<(Source, Vec<OsString>)> {
+        let source = match (&self.from, &self.bundle) {
+            (Some(document), _) => Source::Document(document.clone()),
+            (_, Some(bundle)) => Source::Bundle(bundle.clone()),
+            _ => {
+                let Some(image) = &self.image else {
+                    return Err(Error::usage("no IMAGE").hint("--help lists what it can be"));
+                };
+                return Ok((source_of(image)?, self.command_after_dashes().to_vec()));
+            }
         };
-        let command = &command[after(command)..];
-        Ok((source_of(image)?, command))
+        // There is no IMAGE, so the first word is COMMAND's.
+        Ok((source, self.image.iter().chain(self.command_after_dashes()).cloned().collect()))
+    }
+
+    /// COMMAND without a "--" before it, which is a matter of taste.
+    fn command_after_dashes(&self) -> &[OsString] {
+        match self.command.split_first() {
+            Some((first, rest)) if first == "--" => rest,
+            _ => &self.command,
+        }
     }
 }
 
@@ -370,7 +381,12 @@ mod tests {
         let cli = parsed(&["img.tar", "--", "sh"]).unwrap();
         assert_eq!(cli.source().unwrap().1, ["sh"].map(OsString::from));
         let cli = parsed(&["--", "img.tar", "-x"]).unwrap();
-        assert_eq!(cli.source().unwrap(), (Source::Image("img.tar".into()), &["-x".into()][..]));
+        assert_eq!(cli.source().unwrap(), (Source::Image("img.tar".into()), vec!["-x".into()]));
+        let cli = parsed(&["--from", "-", "sh", "-c", "x"]).unwrap();
+        assert_eq!(
+            cli.source().unwrap(),
+            (Source::Document("-".into()), ["sh", "-c", "x"].map(OsString::from).to_vec())
+        );
     }
 
     #[test]

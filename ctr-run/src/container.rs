@@ -412,7 +412,7 @@ mod tests {
         };
         let mut container = Container::new(Document::parse(document.as_bytes())?, "name".into(), true)?;
         let (_, command) = cli.source()?;
-        container.apply(&cli, command)?;
+        container.apply(&cli, &command)?;
         Ok(container)
     }
 

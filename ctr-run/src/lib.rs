@@ -57,7 +57,7 @@ fn start(chain: &mut Chain, cli: &Cli, store: &Store) -> Result<Outcome> {
     if container.hostname.is_none() && cli.hostname.is_none() {
         container.hostname = Some(container.name.clone());
     }
-    container.apply(cli, command)?;
+    container.apply(cli, &command)?;
     match cli.print {
         Some(Print::Sh) => Ok(Outcome::Text(script(&container, store))),
         Some(Print::Oci) => container.to_document().map(Outcome::Document),

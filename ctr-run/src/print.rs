@@ -49,7 +49,7 @@ pub fn script(links: &[Link], args: &[OsString], place: &Place, directories: &Di
         let words: Vec<String> = link.iter().map(quote).collect();
         let _ = write!(out, "\n{} -- \\", words.join(" "));
     }
-    let words: Vec<String> = args.iter().map(|word| self::quote(word)).collect();
+    let words: Vec<String> = args.iter().map(self::quote).collect();
     let _ = writeln!(out, "\n{}", words.join(" "));
     out
 }

@@ -156,7 +156,7 @@ mod tests {
             nix::sys::stat::mkdirat(&at, "component", Mode::S_IRWXU).unwrap();
             at = openat(&at, "component", OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty()).unwrap();
         }
-        fs::set_permissions(tree.join("a/b/c"), fs::Permissions::from_mode(0)).unwrap();
+        fs::set_permissions(tree.join("a/b/c"), fs::Permissions::from_mode(0o0)).unwrap();
         remove_tree(&tree).unwrap();
         assert!(!tree.exists());
         assert_eq!(fs::read_to_string(outside).unwrap(), "stays");
