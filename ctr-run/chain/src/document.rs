@@ -71,6 +71,11 @@ impl Document {
         text
     }
 
+    /// All members.
+    pub fn members(&self) -> &Map<String, Value> {
+        &self.0
+    }
+
     /// The value at `path` (`process/user/uid`), if it is there and not null.
     pub fn get(&self, path: &str) -> Option<&Value> {
         let mut members = &self.0;
