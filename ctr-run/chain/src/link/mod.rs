@@ -61,7 +61,7 @@ impl Chain {
                 Stop::Fail(error) => Err(error),
             });
         }
-        if !self.after.is_empty() || !self.before.is_empty() {
+        if self.will_split() {
             match self.fork(0, |_| Ok(()))? {
                 Forked::Parent(outcome) => return Ok(outcome),
                 Forked::Child => {}
@@ -73,6 +73,17 @@ impl Chain {
     /// COMMAND's environment, instead of this process's.
     pub fn set_environment(&mut self, entries: Vec<CString>) {
         self.environment = Some(entries);
+    }
+
+    /// The environment that COMMAND will have, as far as the links before have decided it.
+    pub fn environment(&self) -> Vec<CString> {
+        self.environment.clone().unwrap_or_else(crate::sys::process::environment)
+    }
+
+    /// Whether COMMAND will run in a child because of what a link before asked for ([`Chain::in_child`],
+    /// [`Chain::after`]).
+    pub fn will_split(&self) -> bool {
+        !self.before.is_empty() || !self.after.is_empty()
     }
 
     /// The child that runs COMMAND does this first. For what must not touch the parent that waits, such as joining a

@@ -55,7 +55,7 @@ impl Chain {
     pub fn fork(&mut self, flags: u64, prepare: impl FnOnce(Pid) -> Result<()>) -> Result<Forked> {
         let (reader, writer) = pipe2(OFlag::O_CLOEXEC).call(format_args!("pipe2()"))?;
         let blocked = Blocked::all()?;
-        let side = process::clone3(flags).call(format_args!("clone3({})", clone_flags(flags)));
+        let side = trace::op(format_args!("clone3({})", clone_flags(flags)), || process::clone3(flags));
         let (pid, pidfd) = match side {
             Err(error) => {
                 blocked.restore();

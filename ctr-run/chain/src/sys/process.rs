@@ -5,8 +5,9 @@ use super::check;
 use nix::errno::Errno;
 use nix::sys::signal::{SigSet, Signal};
 use nix::unistd::Pid;
-use std::ffi::{CStr, CString};
+use std::ffi::{CStr, CString, OsStr};
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::ffi::OsStrExt;
 use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering::Relaxed};
 
 /// SIGPIPE's handler as the caller left it; Rust's runtime ignores the signal before `main`.
@@ -143,6 +144,25 @@ pub fn close_on_exec_from(first: RawFd) -> Result<(), Errno> {
     // SAFETY: no pointers; nothing is closed now, so no descriptor in use is invalidated.
     check(unsafe { libc::syscall(libc::SYS_close_range, first, u32::MAX, CLOSE_RANGE_CLOEXEC) })?;
     Ok(())
+}
+
+/// The flags (FD_CLOEXEC) of the descriptor with number `fd`, which need not be ours (fcntl(2), F_GETFD).
+pub fn descriptor_flags(fd: RawFd) -> Result<i32, Errno> {
+    // SAFETY: no pointers; a number that is no descriptor gives EBADF.
+    check(unsafe { libc::fcntl(fd, libc::F_GETFD) }.into()).map(|flags| flags as i32)
+}
+
+/// Sets the flags of the descriptor with number `fd` (fcntl(2), F_SETFD).
+pub fn set_descriptor_flags(fd: RawFd, flags: i32) -> Result<(), Errno> {
+    // SAFETY: no pointers; nothing is closed now.
+    check(unsafe { libc::fcntl(fd, libc::F_SETFD, flags) }.into()).map(drop)
+}
+
+/// Sets the NIS domain name of this UTS namespace (setdomainname(2)).
+pub fn setdomainname(name: impl AsRef<OsStr>) -> Result<(), Errno> {
+    let name = name.as_ref().as_bytes();
+    // SAFETY: the kernel reads `name.len()` bytes of `name`, which outlives the call.
+    check(unsafe { libc::setdomainname(name.as_ptr().cast(), name.len()) }.into()).map(drop)
 }
 
 /// Replaces this process. Returns only on failure.
