@@ -1,11 +1,216 @@
-//! `ns-enter`.
+//! `ns-enter`: new or existing namespaces, and entering them.
+//!
+//! In this order, each part only where it was asked for: join what exists ([`join`]), make what is new ([`create`], from
+//! where this process may be a child of itself), enter the root ([`root`]), take on the identity ([`identity`]), become
+//! COMMAND.
 #![forbid(unsafe_code)]
 
+mod capability;
 mod cli;
+mod create;
+mod environment;
+mod identity;
+mod join;
+mod keep;
+mod limits;
+mod namespace;
+mod own_program;
+mod request;
+mod root;
+#[allow(dead_code)]
+mod seccomp;
+mod user;
+
+use chain::args::Stop;
+use chain::link::Forked;
+use chain::sys::process;
+use chain::trace::{note, op};
+use chain::{Chain, Error, Outcome, Result};
+use identity::Identity;
+use keep::Keeper;
+use namespace::{Kind, Origin};
+use nix::errno::Errno;
+use request::{Map, Request};
+use std::ffi::OsString;
+use std::path::Path;
 
 /// The tool.
 pub const TOOL: chain::Tool = chain::Tool { name: "ns-enter", command: cli::command, run };
 
-fn run(_chain: &mut chain::Chain, _args: &[std::ffi::OsString]) -> Result<chain::Outcome, chain::args::Stop> {
-    Ok(chain::Outcome::Done)
+fn run(chain: &mut Chain, args: &[OsString]) -> Result<Outcome, Stop> {
+    match cli::parse(args)? {
+        cli::Action::Enter(request, _from) => Ok(enter(chain, *request)?),
+        cli::Action::Undo(dir) => {
+            keep::undo(&dir)?;
+            Ok(Outcome::Done)
+        }
+        cli::Action::Check { json: _ } => Ok(Outcome::Done),
+    }
+}
+
+fn enter(chain: &mut Chain, mut request: Request) -> Result<Outcome> {
+    request.complete()?;
+    let namespaces = request.namespaces.clone();
+    if let Some(outcome) = enter_namespaces(chain, &mut request)? {
+        return Ok(outcome);
+    }
+    if request.command.is_empty() {
+        return match &request.keep {
+            Some(dir) => Ok(Outcome::Document(keep::document(dir, &request.namespaces)?)),
+            None => {
+                Err(Error::usage("no COMMAND")
+                    .hint("write -- COMMAND, or --keep DIR to keep new namespaces without one"))
+            }
+        };
+    }
+    if let Some(outcome) = enter_root(chain, &request, namespaces.makes(Kind::Mount))? {
+        return Ok(outcome);
+    }
+    chain.exec(&request.command)
+}
+
+/// Joins and makes namespaces. Gives an outcome only in the process that stayed behind.
+fn enter_namespaces(chain: &mut Chain, request: &mut Request) -> Result<Option<Outcome>> {
+    if let Some(value) = request.oom_score {
+        // Before the root changes, and its /proc with it.
+        limits::set_oom_score(value)?;
+    }
+    let selection = &mut request.namespaces;
+    if request.all && request.target.is_none() {
+        for kind in [Kind::Mount, Kind::Pid, Kind::Net, Kind::Ipc, Kind::Uts, Kind::Cgroup] {
+            selection.imply(kind);
+        }
+        if !is_privileged()? {
+            selection.imply(Kind::User);
+        }
+    }
+    if selection.is_empty() && !request.all {
+        return Ok(None);
+    }
+    let keeper = match &request.keep {
+        Some(dir) => {
+            let kinds = selection.iter().filter(|(_, origin)| **origin == Origin::New).map(|(kind, _)| kind).collect();
+            Some(Keeper::start(dir, kinds)?)
+        }
+        None => None,
+    };
+    join::join(selection, request.target, request.all)?;
+    let joined_user = matches!(selection.origin(Kind::User), Some(Origin::Target | Origin::Path(_)));
+    if joined_user && request.user.is_none() {
+        identity::become_root_of_joined()?;
+    }
+    let maps = match (&request.map, selection.makes(Kind::User)) {
+        (Some(map), true) => Some(map.resolve()?),
+        (None, true) => Some(Map::Own(0, 0).resolve()?),
+        (_, false) => None,
+    };
+    create::create(chain, selection, maps.as_ref(), &request.setup, keeper)
+}
+
+/// Whether this process may make namespaces without a user namespace.
+fn is_privileged() -> Result<bool> {
+    const SYS_ADMIN: u64 = 1 << 21;
+    Ok(op(format_args!("capget()"), process::capget)?.effective & SYS_ADMIN != 0)
+}
+
+/// Enters the root, and becomes who COMMAND runs as. Gives an outcome only in a process that stayed behind.
+fn enter_root(chain: &mut Chain, request: &Request, has_own_mounts: bool) -> Result<Option<Outcome>> {
+    let dir = request.root.as_deref().unwrap_or(Path::new("/"));
+    // All that is looked up in the root is looked up before anything changes.
+    let found = request.user.as_ref().map(|user| user.find(dir)).transpose()?;
+    let home = found.as_ref().map(|found| found.home.as_os_str());
+    if !request.environment.is_empty() || home.is_some() {
+        let environment = request.environment.apply(chain.environment(), home)?;
+        chain.set_environment(environment);
+    }
+    let own_program = own_program::Identity::read();
+    if let Some(root) = &request.root {
+        if !request.keep_session
+            && let Some(outcome) = leave_session(chain)?
+        {
+            return Ok(Some(outcome));
+        }
+        if let (true, Some(workdir)) = (request.make_workdir, &request.workdir) {
+            root::make_directory(root, workdir)?;
+        }
+        root::enter(root, has_own_mounts, request.setup.propagation)?;
+        if request.read_only {
+            root::make_read_only()?;
+        }
+        leave_keyring()?;
+    }
+    for limit in &request.limits {
+        limit.set()?;
+    }
+    if let Some(mask) = request.umask {
+        note(format_args!("umask({mask:04o})"));
+        nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(mask));
+    }
+    // Only root, or only the user, may be able to go there.
+    let mut denied = request.workdir.as_deref().map(root::change_directory).transpose().err();
+    if let Some(error) = denied.take_if(|error| error.errno() != Some(Errno::EACCES)) {
+        return Err(explain_workdir(error));
+    }
+    if request.root.is_some() || !request.keep_fds.is_empty() {
+        limits::close_descriptors(&request.keep_fds)?;
+    }
+    let identity = Identity {
+        ids: found.map(|found| found.ids),
+        capabilities: request.capabilities,
+        no_new_privs: request.no_new_privs,
+    };
+    let as_user = || match (denied, &request.workdir) {
+        (Some(_), Some(workdir)) => root::change_directory(workdir),
+        _ => Ok(()),
+    };
+    identity::assume(chain, &identity, as_user, || Ok(()))?;
+    if request.root.is_some() {
+        own_program.refuse(&request.command, chain)?;
+    }
+    Ok(None)
+}
+
+fn explain_workdir(error: Error) -> Error {
+    match error.errno() {
+        Some(Errno::ENOENT) => error.hint("there is no such directory inside; --make-workdir makes it"),
+        _ => error,
+    }
+}
+
+/// Leaves the caller's session, and with it its terminal: who holds that can put characters into its input (TIOCSTI). The
+/// first process of a job cannot leave, but its child can.
+fn leave_session(chain: &mut Chain) -> Result<Option<Outcome>> {
+    let leave = || op(format_args!("setsid()"), nix::unistd::setsid);
+    match leave() {
+        Err(error) if error.errno() == Some(Errno::EPERM) => {
+            // The leader of a session has left others'.
+            if nix::unistd::getsid(None) == Ok(nix::unistd::getpid()) {
+                return Ok(None);
+            }
+            match chain.fork(0, |_| Ok(()))? {
+                Forked::Parent(outcome) => Ok(Some(outcome)),
+                Forked::Child => leave().map(|_| None),
+            }
+        }
+        other => other.map(|_| None),
+    }
+}
+
+/// A new session keyring. A kernel without keyrings shares none; a full quota is only told.
+fn leave_keyring() -> Result<()> {
+    let result = op(format_args!("keyctl(KEYCTL_JOIN_SESSION_KEYRING)"), process::new_session_keyring);
+    match result {
+        Err(error) if error.errno() == Some(Errno::ENOSYS) => Ok(()),
+        // Seccomp filters of outer containers answer so.
+        Err(error) if error.errno() == Some(Errno::EPERM) => {
+            note(format_args!("{error}; the session keyring stays the caller's"));
+            Ok(())
+        }
+        Err(error) if error.errno() == Some(Errno::EDQUOT) => {
+            let said = error.hint("the session keyring stays the caller's; /proc/sys/kernel/keys/maxkeys is the limit");
+            chain::trace::say(format_args!("{said}"));
+            Ok(())
+        }
+        other => other,
+    }
 }
