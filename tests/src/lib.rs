@@ -207,15 +207,19 @@ impl Scratch {
         finish(self.command("bash").args(["-euc", script]))
     }
 
-    /// Processes started from this scratch that still run, as `pid command`.
+    /// Processes started from this scratch that still run, as `pid command`: those with its mark in their environment, and
+    /// those in a mount namespace where something of it is mounted (a container's environment is its own).
     pub fn processes(&self) -> Vec<String> {
         let mark = format!("CTR_TEST={}", self.token);
+        let own_mounts = fs::read_link("/proc/self/ns/mnt").ok();
         let mut found = Vec::new();
         for entry in fs::read_dir("/proc").expect("/proc").flatten() {
-            let environ = fs::read(entry.path().join("environ")).unwrap_or_default();
-            if environ.split(|&b| b == 0).any(|variable| variable == mark.as_bytes()) {
-                let command = fs::read(entry.path().join("cmdline")).unwrap_or_default();
-                let command = String::from_utf8_lossy(&command).replace('\0', " ");
+            let read = |file: &str| fs::read(entry.path().join(file)).unwrap_or_default();
+            let marked = read("environ").split(|&b| b == 0).any(|variable| variable == mark.as_bytes());
+            let elsewhere =
+                || fs::read_link(entry.path().join("ns/mnt")).is_ok_and(|mounts| Some(mounts) != own_mounts);
+            if marked || (elsewhere() && String::from_utf8_lossy(&read("mountinfo")).contains(&self.token)) {
+                let command = String::from_utf8_lossy(&read("cmdline")).replace('\0', " ");
                 found.push(format!("{} {command}", entry.file_name().to_string_lossy()));
             }
         }
