@@ -1,9 +1,9 @@
 //! Splitting in two, and the half that waits.
 //!
 //! The parent blocks all signals before it splits, so that none is lost, and waits for them in one place. It forwards what
-//! was sent to it alone; what a terminal sends to the whole foreground group has reached the child already. It stops when
-//! the child stops. When it dies, the kernel kills the child (PR_SET_PDEATHSIG), and a PID namespace with its first
-//! process.
+//! was sent to it alone; what a terminal sends to the whole foreground group has reached a child in that group already. It
+//! stops when the child stops. When it dies, the kernel kills the child (PR_SET_PDEATHSIG), and a PID namespace with its
+//! first process.
 
 use super::Chain;
 use crate::error::{Error, Result, ResultExt};
@@ -17,6 +17,7 @@ use nix::sys::signal::{SigSet, SigmaskHow, Signal, pthread_sigmask, raise};
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid, waitpid};
 use nix::unistd::{Pid, getpgid, getpgrp, pipe2};
 use std::os::fd::{AsFd, OwnedFd};
+use std::time::{Duration, Instant};
 
 /// Which half goes on.
 pub enum Forked {
@@ -142,36 +143,62 @@ fn die_with_parent() -> Result<()> {
 fn wait(pid: Pid, pidfd: &OwnedFd) -> Result<u8> {
     let set = process::forwardable();
     let mut ended_by = None;
+    // A signal that the child blocked when it was sent, and until when it matters whether it still does.
+    let mut doubtful: Option<(i32, Instant)> = None;
     loop {
-        let (signal, code) = match process::sigwaitinfo(&set) {
-            Ok(got) => got,
-            Err(Errno::EINTR) => continue,
-            Err(errno) => return Err(Error::call(format_args!("sigwaitinfo()"), errno)),
-        };
-        if signal == Signal::SIGCHLD as i32 {
-            if let Some(status) = reap(pid, pidfd)? {
-                return Ok(ended_by.unwrap_or(status));
+        let signal = match process::sigwait(&set, doubtful.map(|_| DOUBT_INTERVAL)) {
+            Ok((signal, _)) if signal == Signal::SIGCHLD as i32 => {
+                if let Some(status) = reap(pid, pidfd)? {
+                    return Ok(ended_by.unwrap_or(status));
+                }
+                continue;
             }
-            continue;
-        }
-        // A terminal's signals (SI_KERNEL) went to the whole foreground group; a child in it had its own.
-        const SI_KERNEL: i32 = 0x80;
-        let shared = code == SI_KERNEL && getpgid(Some(pid)) == Ok(getpgrp());
-        if !shared && signal != Signal::SIGWINCH as i32 {
-            trace::note(format_args!("pidfd_send_signal({pid}, {})", signal_name(signal)));
-            let _ = process::pidfd_send_signal(pidfd, signal);
-        }
-        match namespace_init_ignores(pid, signal) {
-            Some(Default::End) => {
+            Ok((signal, code)) => {
+                if !(code == SI_KERNEL && in_own_group(pid)) && signal != Signal::SIGWINCH as i32 {
+                    trace::note(format_args!("pidfd_send_signal({pid}, {})", signal_name(signal)));
+                    let _ = process::pidfd_send_signal(pidfd, signal);
+                }
+                doubtful = None;
+                signal
+            }
+            Err(Errno::EAGAIN) => match doubtful {
+                Some((signal, end)) if Instant::now() < end => signal,
+                _ => {
+                    doubtful = None;
+                    continue;
+                }
+            },
+            Err(Errno::EINTR) => continue,
+            Err(errno) => return Err(Error::call(format_args!("sigtimedwait()"), errno)),
+        };
+        match fate_in_first_process(pid, signal) {
+            Fate::Taken => doubtful = None,
+            Fate::Blocked => {
+                doubtful = doubtful.or_else(|| Some((signal, Instant::now() + DOUBT)));
+            }
+            Fate::Dropped(Default::End) => {
                 ended_by = Some(128 + signal as u8);
                 let _ = process::pidfd_send_signal(pidfd, Signal::SIGKILL as i32);
+                doubtful = None;
             }
-            Some(Default::Stop) => {
+            Fate::Dropped(Default::Stop) => {
                 let _ = process::pidfd_send_signal(pidfd, Signal::SIGSTOP as i32);
+                doubtful = None;
             }
-            None => {}
         }
     }
+}
+
+/// `si_code` of what the kernel sends, such as a terminal to its whole foreground group.
+const SI_KERNEL: i32 = 0x80;
+/// A child blocks everything for the moment between its making and its start, and a signal that comes then is dropped by
+/// the kernel once it no longer blocks it. So it is looked at again, this often, for so long.
+const DOUBT_INTERVAL: Duration = Duration::from_millis(5);
+const DOUBT: Duration = Duration::from_secs(2);
+
+/// Whether `pid` is in this process's group, and so gets what a terminal sends to the group.
+fn in_own_group(pid: Pid) -> bool {
+    getpgid(Some(pid)) == Ok(getpgrp())
 }
 
 /// Takes note of what happened to children; the status if it was the end of `pid`.
@@ -199,28 +226,37 @@ enum Default {
     Stop,
 }
 
+/// What became of a signal for a child that may be the first process of a PID namespace.
+enum Fate {
+    /// The child catches, ignores or has it, or is an ordinary process.
+    Taken,
+    /// It waits until the child no longer blocks it.
+    Blocked,
+    /// The kernel dropped it, and with it what the default action would have done.
+    Dropped(Default),
+}
+
 /// The kernel drops a signal without a handler for the first process of a PID namespace (pid_namespaces(7)). People expect
 /// Ctrl-C and SIGTERM to work all the same, so we do what the default action would have done.
-fn namespace_init_ignores(pid: Pid, signal: i32) -> Option<Default> {
-    let action = match Signal::try_from(signal).ok()? {
-        Signal::SIGHUP | Signal::SIGINT | Signal::SIGQUIT | Signal::SIGTERM | Signal::SIGALRM | Signal::SIGPIPE => {
-            Default::End
-        }
-        Signal::SIGUSR1 | Signal::SIGUSR2 | Signal::SIGXCPU | Signal::SIGXFSZ => Default::End,
-        Signal::SIGTSTP | Signal::SIGTTIN | Signal::SIGTTOU => Default::Stop,
-        _ => return None,
+fn fate_in_first_process(pid: Pid, signal: i32) -> Fate {
+    let action = match Signal::try_from(signal) {
+        Ok(Signal::SIGHUP | Signal::SIGINT | Signal::SIGQUIT | Signal::SIGTERM | Signal::SIGALRM) => Default::End,
+        Ok(Signal::SIGPIPE | Signal::SIGUSR1 | Signal::SIGUSR2 | Signal::SIGXCPU | Signal::SIGXFSZ) => Default::End,
+        Ok(Signal::SIGTSTP | Signal::SIGTTIN | Signal::SIGTTOU) => Default::Stop,
+        _ => return Fate::Taken,
     };
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
-    let field = |name: &str| status.lines().find_map(|line| line.strip_prefix(name)).map(str::trim);
-    let ids: Vec<&str> = field("NSpid:")?.split_whitespace().collect();
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let field = |name: &str| status.lines().find_map(|line| line.strip_prefix(name)).map_or("", str::trim);
+    let ids: Vec<&str> = field("NSpid:").split_whitespace().collect();
     if ids.len() < 2 || ids.last() != Some(&"1") {
-        return None;
+        return Fate::Taken;
     }
-    let handled = ["SigCgt:", "SigIgn:", "SigBlk:"]
-        .iter()
-        .filter_map(|name| u64::from_str_radix(field(name)?, 16).ok())
-        .fold(0, |all, set| all | set);
-    (handled & 1 << (signal - 1) == 0).then_some(action)
+    let has = |name: &str| u64::from_str_radix(field(name), 16).is_ok_and(|set| set & 1 << (signal - 1) != 0);
+    match (has("SigCgt:") || has("SigIgn:"), has("SigBlk:")) {
+        (true, _) => Fate::Taken,
+        (false, true) => Fate::Blocked,
+        (false, false) => Fate::Dropped(action),
+    }
 }
 
 fn signal_name(signal: i32) -> String {

@@ -9,6 +9,7 @@ use std::ffi::{CStr, CString, OsStr};
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering::Relaxed};
+use std::time::Duration;
 
 /// SIGPIPE's handler as the caller left it; Rust's runtime ignores the signal before `main`.
 static SIGPIPE: AtomicUsize = AtomicUsize::new(libc::SIG_DFL);
@@ -128,12 +129,18 @@ pub fn forwardable() -> SigSet {
     set
 }
 
-/// Waits for a signal of `set` (blocked by the caller); gives its number and `si_code` (`SI_USER`, `SI_KERNEL` …).
-pub fn sigwaitinfo(set: &SigSet) -> Result<(i32, i32), Errno> {
-    // SAFETY: both structures are valid and outlive the call.
+/// Waits for a signal of `set` (blocked by the caller); gives its number and `si_code` (`SI_USER`, `SI_KERNEL` …). EAGAIN
+/// when none has come for `limit`.
+pub fn sigwait(set: &SigSet, limit: Option<Duration>) -> Result<(i32, i32), Errno> {
+    let limit = limit.map(|limit| libc::timespec {
+        tv_sec: limit.as_secs() as libc::time_t,
+        tv_nsec: limit.subsec_nanos() as libc::c_long,
+    });
+    let limit = limit.as_ref().map_or(std::ptr::null(), |limit| limit as *const libc::timespec);
+    // SAFETY: all structures are valid and outlive the call; a null limit means none.
     unsafe {
         let mut info: libc::siginfo_t = std::mem::zeroed();
-        let signal = check(libc::sigwaitinfo(set.as_ref(), &mut info).into())?;
+        let signal = check(libc::sigtimedwait(set.as_ref(), &mut info, limit).into())?;
         Ok((signal as i32, info.si_code))
     }
 }
