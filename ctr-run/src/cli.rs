@@ -161,7 +161,7 @@ pub struct Cli {
     pub ulimit: Vec<String>,
 
     /// A host directory or file, or a named volume
-    #[arg(short, long, value_name = "SRC:DST[:OPTIONS]", help_heading = "Files")]
+    #[arg(short, long, value_name = "SRC:DST[:OPTIONS]", allow_hyphen_values = true, help_heading = "Files")]
     pub volume: Vec<OsString>,
 
     /// A mount, in words
@@ -306,10 +306,42 @@ const ELSEWHERE: [(&str, &str); 14] = [
 
 /// Parses the arguments. Errors say what to use instead of an option that `docker run` has and this does not.
 pub fn parse(args: &[OsString]) -> Result<Cli, Stop> {
-    chain::args::parse::<Cli>(args).map_err(|stop| match stop {
+    // Options end at the first word that is none, as with `docker run`: what looks like one after it is COMMAND's.
+    let (options, words) = args.split_at(first_operand(args));
+    let dashes = words.first().filter(|word| *word != "--").map(|_| OsString::from("--"));
+    let marked: Vec<OsString> = options.iter().cloned().chain(dashes).chain(words.iter().cloned()).collect();
+    chain::args::parse::<Cli>(&marked).map_err(|stop| match stop {
         Stop::Fail(error) => Stop::Fail(instead(error, args)),
         show => show,
     })
+}
+
+/// Where the options end: at the first word that is neither one nor its value, or after `--`.
+fn first_operand(args: &[OsString]) -> usize {
+    let mut grammar = command();
+    grammar.build();
+    let takes_value =
+        |arg: &&clap::Arg| arg.get_action().takes_values() && arg.get_num_args().is_none_or(|n| n.min_values() > 0);
+    let long = |name: &str| {
+        grammar.get_arguments().find(|arg| arg.get_long_and_visible_aliases().is_some_and(|all| all.contains(&name)))
+    };
+    let short = |letter: char| grammar.get_arguments().find(|arg| arg.get_short() == Some(letter));
+    let mut at = 0;
+    while let Some(word) = args.get(at).map(|word| word.to_string_lossy()) {
+        let value_follows = if word == "--" {
+            return at;
+        } else if let Some(name) = word.strip_prefix("--") {
+            long(name).is_some_and(|arg| takes_value(&arg))
+        } else if let Some(letters) = word.strip_prefix('-').filter(|letters| !letters.is_empty()) {
+            // The first letter that takes a value has the rest as its value, or else the next word.
+            let valued = letters.char_indices().find(|(_, letter)| short(*letter).is_some_and(|arg| takes_value(&arg)));
+            valued.is_some_and(|(place, letter)| place + letter.len_utf8() == letters.len())
+        } else {
+            return at;
+        };
+        at += if value_follows { 2 } else { 1 };
+    }
+    args.len()
 }
 
 fn instead(error: Error, args: &[OsString]) -> Error {
@@ -387,6 +419,20 @@ mod tests {
             cli.source().unwrap(),
             (Source::Document("-".into()), ["sh", "-c", "x"].map(OsString::from).to_vec())
         );
+    }
+
+    #[test]
+    fn values_of_options_are_not_the_image() {
+        for (words, image) in [
+            (&["-e", "A=1", "-itw", "/x", "img", "-x", "--tty"][..], "img"),
+            (&["--print", "img", "-c"], "img"),
+            (&["--print=oci", "--net", "host", "-m64M", "img"], "img"),
+            (&["-v", "--odd", "-"], "-"),
+        ] {
+            let cli = parsed(words).unwrap();
+            assert_eq!(cli.source().unwrap().0, Source::Image(image.into()), "{words:?}");
+        }
+        assert!(!parsed(&["img", "-t"]).unwrap().tty);
     }
 
     #[test]
