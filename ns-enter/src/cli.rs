@@ -6,6 +6,7 @@ use crate::environment::Changes;
 use crate::limits::Limit;
 use crate::namespace::{Kind, Origin};
 use crate::request::{Map, Request};
+use crate::seccomp::Profile;
 use crate::user::Wanted;
 use chain::userns::Range;
 use chain::{Error, Result};
@@ -147,6 +148,9 @@ pub struct Cli {
     /// No program gives more privileges
     #[arg(long, help_heading = WHO)]
     no_new_privs: bool,
+    /// System calls that COMMAND may make: default (Docker's), none (all), or a file (linux.seccomp of an OCI configuration)
+    #[arg(long, help_heading = WHO, value_name = "default|none|FILE")]
+    seccomp: Option<OsString>,
 
     /// Set, or take over, a variable; repeatable
     #[arg(long, help_heading = PROCESS, value_name = "NAME[=VALUE]")]
@@ -238,6 +242,7 @@ impl Cli {
             user: self.as_user.as_deref().map(Wanted::parse).transpose()?,
             capabilities,
             no_new_privs: self.no_new_privs,
+            seccomp: self.seccomp.and_then(Profile::parse),
             limits: self.ulimit.iter().map(|text| Limit::parse(text)).collect::<Result<_>>()?,
             umask: self.umask.as_deref().map(umask).transpose()?,
             oom_score: self.oom_score_adj,
@@ -412,6 +417,14 @@ mod tests {
         for text in ["", "-", "1.", ".5", "1s", "1.0000000001", "99999999999999999999"] {
             assert!(offset(text).is_err(), "{text}");
         }
+    }
+
+    #[test]
+    fn seccomp_is_a_word_or_a_file() {
+        let seccomp = |text: &str| request(&["--seccomp", text, "--", "x"]).unwrap().seccomp;
+        assert_eq!(seccomp("none"), None);
+        assert_eq!(seccomp("default"), Some(Profile::Default));
+        assert_eq!(seccomp("./none"), Some(Profile::File("./none".into())));
     }
 
     #[test]

@@ -17,7 +17,6 @@ mod namespace;
 mod own_program;
 mod request;
 mod root;
-#[allow(dead_code)]
 mod seccomp;
 mod user;
 
@@ -119,6 +118,7 @@ fn enter_root(chain: &mut Chain, request: &Request, has_own_mounts: bool) -> Res
     // All that is looked up in the root is looked up before anything changes.
     let found = request.user.as_ref().map(|user| user.find(dir)).transpose()?;
     let home = found.as_ref().map(|found| found.home.as_os_str());
+    let filter = request.seccomp.as_ref().map(seccomp::Profile::filter).transpose()?;
     if !request.environment.is_empty() || home.is_some() {
         let environment = request.environment.apply(chain.environment(), home)?;
         chain.set_environment(environment);
@@ -163,7 +163,8 @@ fn enter_root(chain: &mut Chain, request: &Request, has_own_mounts: bool) -> Res
         (Some(_), Some(workdir)) => root::change_directory(workdir),
         _ => Ok(()),
     };
-    identity::assume(chain, &identity, as_user, || Ok(()))?;
+    let load = || filter.map_or(Ok(()), |filter| filter.load(seccomp::kept_capabilities()?));
+    identity::assume(chain, &identity, as_user, load)?;
     if request.root.is_some() {
         own_program.refuse(&request.command, chain)?;
     }

@@ -5,6 +5,7 @@ use crate::create::Setup;
 use crate::environment::Changes;
 use crate::limits::Limit;
 use crate::namespace::{Kind, Selection};
+use crate::seccomp::Profile;
 use crate::user::Wanted;
 use chain::userns::{Maps, Range};
 use chain::{Error, Result};
@@ -43,6 +44,8 @@ pub struct Request {
     pub capabilities: Option<capability::Wanted>,
     /// No program may give more privileges.
     pub no_new_privs: bool,
+    /// The system calls that COMMAND may make; `None` for all.
+    pub seccomp: Option<Profile>,
     /// Resource limits.
     pub limits: Vec<Limit>,
     /// File mode creation mask.

@@ -17,13 +17,45 @@ use chain::error::{Error, Result};
 use chain::sys::process;
 use chain::trace;
 use nix::errno::Errno;
-use std::path::Path;
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
 
 include!(concat!(env!("OUT_DIR"), "/default.rs"));
 
 /// `SECCOMP_FILTER_FLAG_SPEC_ALLOW`: no protection against speculation that slows the whole program. KERNEL(5.16): the
 /// kernel's own default; set as runc does, so that older kernels do the same.
 const SPEC_ALLOW: u64 = 4;
+
+/// Which filter is meant.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Profile {
+    /// The default profile.
+    Default,
+    /// One from a file.
+    File(PathBuf),
+    /// `linux.seccomp` of a document.
+    Given(serde_json::Value),
+}
+
+impl Profile {
+    /// `default`, a file, or `none`, for which there is no profile.
+    pub fn parse(text: OsString) -> Option<Self> {
+        match text.to_str() {
+            Some("none") => None,
+            Some("default") => Some(Profile::Default),
+            _ => Some(Profile::File(text.into())),
+        }
+    }
+
+    /// The filter. Errors: as for [`Filter::default_profile`] and [`Filter::read`].
+    pub fn filter(&self) -> Result<Filter> {
+        match self {
+            Profile::Default => Filter::default_profile(),
+            Profile::File(path) => Filter::read(path),
+            Profile::Given(profile) => Filter::from_document(profile),
+        }
+    }
+}
 
 /// A filter, ready to load but for what depends on capabilities.
 #[derive(Clone, Debug)]
