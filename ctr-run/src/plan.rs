@@ -135,6 +135,10 @@ fn enter(container: &Container, root: &Path) -> Link {
     out.push("--clear-env".into());
     out.extend(container.env_files.iter().map(|file| joined("--env-file=", file.as_os_str())));
     out.extend(container.env.iter().map(|entry| joined("--env=", entry)));
+    // As `docker run`: an image may name a directory that it does not have.
+    if !container.read_only {
+        out.push("--make-workdir".into());
+    }
     out.push(joined("--workdir=", &container.cwd));
     out
 }
@@ -178,7 +182,7 @@ mod tests {
         assert_eq!(got[2], "layer-mount --lower=/base --lower=/next --upper=/c/upper --work=/c/work /c/root");
         assert_eq!(got[3], "vol-bind --root=/c/root --store=/s --api --mask=default --readonly=default");
         assert!(got[4].starts_with("ns-enter --root=/c/root --as=0:0 --cap-drop=all --cap-add=CAP_"), "{}", got[4]);
-        assert!(got[4].ends_with("--no-new-privs --seccomp=default --clear-env --env=A=1 --workdir=/"), "{}", got[4]);
+        assert!(got[4].ends_with("--no-new-privs --seccomp=default --clear-env --env=A=1 --make-workdir --workdir=/"), "{}", got[4]);
     }
 
     #[test]
