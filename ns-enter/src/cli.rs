@@ -70,7 +70,7 @@ pub struct Cli {
     #[arg(long, help_heading = NEW, value_name = "DIR")]
     keep: Option<PathBuf>,
     /// Take away what --keep left in DIR
-    #[arg(long, help_heading = NEW, value_name = "DIR", exclusive = false)]
+    #[arg(long, help_heading = NEW, value_name = "DIR")]
     undo: Option<PathBuf>,
 
     /// The caller as root (default)
@@ -196,11 +196,8 @@ pub enum Action {
     Enter(Box<Request>, Option<PathBuf>),
     /// Take away what was kept in a directory.
     Undo(PathBuf),
-    /// Report.
-    Check {
-        /// As JSON.
-        json: bool,
-    },
+    /// Report whether this could be had; as JSON, if so.
+    Check(Box<Request>, bool),
 }
 
 /// Parses `args`. Errors: what cannot be right.
@@ -213,7 +210,8 @@ pub fn parse(args: &[OsString]) -> Result<Action, chain::args::Stop> {
 impl Cli {
     fn action(self) -> Result<Action> {
         if self.check {
-            return Ok(Action::Check { json: self.json });
+            let json = self.json;
+            return Ok(Action::Check(Box::new(self.request()?), json));
         }
         if let Some(dir) = self.undo {
             return match self.command.is_empty() {
@@ -247,7 +245,7 @@ impl Cli {
             umask: self.umask.as_deref().map(umask).transpose()?,
             oom_score: self.oom_score_adj,
             keep_fds: self.keep_fd,
-            environment: Changes { clear: self.clear_env, files: self.env_file, entries: self.env },
+            environment: Changes { clear: self.clear_env, base: Vec::new(), files: self.env_file, entries: self.env },
             command: self.command,
             ..Request::default()
         };

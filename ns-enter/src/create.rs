@@ -9,7 +9,7 @@ use chain::link::{Forked, clone_flags};
 use chain::sys::{mount, process};
 use chain::trace::op;
 use chain::userns::{self, Maps};
-use chain::{Chain, Error, Outcome, Result};
+use chain::{Chain, Error, Outcome, Result, ResultExt};
 use nix::errno::Errno;
 use nix::libc;
 use nix::mount::{MsFlags, mount};
@@ -83,10 +83,10 @@ pub fn create(
     if time != 0 {
         // The offsets are set from inside the user namespace and before any process is in the new time namespace.
         if flags & libc::CLONE_NEWUSER != 0 {
-            enter(libc::CLONE_NEWUSER, maps)?;
+            enter(chain, libc::CLONE_NEWUSER, maps)?;
             flags &= !libc::CLONE_NEWUSER;
         }
-        enter(time, None)?;
+        enter(chain, time, None)?;
         set_clocks(setup)?;
     }
     let splits = time != 0
@@ -105,10 +105,10 @@ pub fn create(
             return Ok(Some(outcome));
         }
     } else if flags != 0 {
-        enter(flags, maps)?;
+        enter(chain, flags, maps)?;
     }
     if cgroup != 0 {
-        enter(cgroup, None)?;
+        enter(chain, cgroup, None)?;
     }
     fill(selection, setup)?;
     if let Some(keeper) = keeper {
@@ -120,10 +120,16 @@ pub fn create(
     Ok(None)
 }
 
-fn enter(flags: i32, maps: Option<&Maps>) -> Result<()> {
+/// Moves this process.
+fn enter(chain: &Chain, flags: i32, maps: Option<&Maps>) -> Result<()> {
     let set = CloneFlags::from_bits_retain(flags);
     match maps.filter(|_| flags & libc::CLONE_NEWUSER != 0) {
-        Some(maps) => userns::enter(set, maps),
+        Some(maps) => {
+            let death_signal = process::parent_death_signal().call(format_args!("prctl(PR_GET_PDEATHSIG)"))?;
+            userns::enter(set, maps)?;
+            // The kernel forgets it where a process gains capabilities.
+            chain.renew_parent_death_signal(death_signal)
+        }
         None => op(format_args!("unshare({})", clone_flags(flags as u64)), || unshare(set))
             .map_err(|error| explain(error, flags, &Selection::default())),
     }
@@ -237,7 +243,7 @@ fn write_sysctl(name: &str, value: &str) -> Result<()> {
 }
 
 /// Mounts the process file system of this process's PID namespace.
-fn mount_proc(path: &Path) -> Result<()> {
+pub fn mount_proc(path: &Path) -> Result<()> {
     let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
     let call = format_args!("mount(\"proc\", {path:?}, \"proc\", MS_NOSUID|MS_NODEV|MS_NOEXEC)");
     op(call, || mount(Some("proc"), path, Some("proc"), flags, None::<&str>)).map_err(|error| match error.errno() {
@@ -269,7 +275,7 @@ fn why_no_proc() -> String {
 }
 
 /// Adds to a refused clone or unshare what causes it on this machine.
-fn explain(error: Error, flags: i32, selection: &Selection) -> Error {
+pub fn explain(error: Error, flags: i32, selection: &Selection) -> Error {
     // Only the call that made the namespaces is meant, not what was done for the child.
     let call = error.to_string();
     if !call.starts_with("clone3(") && !call.starts_with("unshare(") {

@@ -15,6 +15,8 @@ const MAX_BYTES: u64 = 8 << 20;
 pub struct Changes {
     /// Start from nothing.
     pub clear: bool,
+    /// Entries of a document, before all others.
+    pub base: Vec<OsString>,
     /// Files of entries, before the entries.
     pub files: Vec<PathBuf>,
     /// `NAME=VALUE`, or `NAME` for the caller's value.
@@ -24,7 +26,7 @@ pub struct Changes {
 impl Changes {
     /// Whether nothing changes.
     pub fn is_empty(&self) -> bool {
-        !self.clear && self.files.is_empty() && self.entries.is_empty()
+        !self.clear && self.base.is_empty() && self.files.is_empty() && self.entries.is_empty()
     }
 
     /// The environment that `caller`'s becomes. The last entry of a name wins; `home` is HOME unless an entry says.
@@ -32,7 +34,7 @@ impl Changes {
     /// Errors: a file that cannot be read; an entry without a name or with a zero byte.
     pub fn apply(&self, caller: Vec<CString>, home: Option<&OsStr>) -> Result<Vec<CString>> {
         let mut result = if self.clear { Vec::new() } else { caller.clone() };
-        let mut entries = Vec::new();
+        let mut entries: Vec<Vec<u8>> = self.base.iter().map(|entry| entry.as_bytes().to_vec()).collect();
         for file in &self.files {
             entries.extend(read(file)?);
         }
@@ -97,7 +99,7 @@ mod tests {
     fn apply(clear: bool, entries: &[&str]) -> Result<Vec<CString>> {
         let caller = [c"A=1", c"odd", c"B=2", c"A=3", c"HOME=/caller"].map(CString::from).to_vec();
         let entries = entries.iter().map(OsString::from).collect();
-        Changes { clear, entries, files: Vec::new() }.apply(caller, Some(OsStr::new("/home")))
+        Changes { clear, entries, ..Changes::default() }.apply(caller, Some(OsStr::new("/home")))
     }
 
     #[test]
@@ -119,7 +121,8 @@ mod tests {
     fn files_have_comments_and_any_line_ends() {
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(&file, "# comment\r\n\nX=1\r\n  Y=a b \nA").unwrap();
-        let changes = Changes { clear: true, files: vec![file.path().into()], entries: vec!["X=2".into()] };
+        let changes =
+            Changes { clear: true, files: vec![file.path().into()], entries: vec!["X=2".into()], ..Changes::default() };
         let result = changes.apply(vec![CString::from(c"A=1")], None).unwrap();
         assert_eq!(strings(&result), ["Y=a b ", "A=1", "X=2"]);
     }

@@ -6,9 +6,11 @@
 #![forbid(unsafe_code)]
 
 mod capability;
+mod check;
 mod cli;
 mod create;
 mod environment;
+mod from;
 mod identity;
 mod join;
 mod keep;
@@ -24,7 +26,7 @@ use chain::args::Stop;
 use chain::link::Forked;
 use chain::sys::process;
 use chain::trace::{note, op};
-use chain::{Chain, Error, Outcome, Result};
+use chain::{Chain, Document, Error, Outcome, Result, ResultExt};
 use identity::Identity;
 use keep::Keeper;
 use namespace::{Kind, Origin};
@@ -38,31 +40,33 @@ pub const TOOL: chain::Tool = chain::Tool { name: "ns-enter", command: cli::comm
 
 fn run(chain: &mut Chain, args: &[OsString]) -> Result<Outcome, Stop> {
     match cli::parse(args)? {
-        cli::Action::Enter(request, _from) => Ok(enter(chain, *request)?),
+        cli::Action::Enter(mut request, from) => {
+            if let Some(path) = from {
+                from::fill(&mut request, &Document::read(&path)?)?;
+            }
+            Ok(enter(chain, *request)?)
+        }
         cli::Action::Undo(dir) => {
             keep::undo(&dir)?;
             Ok(Outcome::Done)
         }
-        cli::Action::Check { json: _ } => Ok(Outcome::Done),
+        cli::Action::Check(request, json) => {
+            let report = check::Report::make()?;
+            report.satisfies(&request)?;
+            Ok(Outcome::Text(if json { report.to_json() } else { report.to_text() }))
+        }
     }
 }
 
 fn enter(chain: &mut Chain, mut request: Request) -> Result<Outcome> {
     request.complete()?;
-    let namespaces = request.namespaces.clone();
     if let Some(outcome) = enter_namespaces(chain, &mut request)? {
         return Ok(outcome);
     }
-    if request.command.is_empty() {
-        return match &request.keep {
-            Some(dir) => Ok(Outcome::Document(keep::document(dir, &request.namespaces)?)),
-            None => {
-                Err(Error::usage("no COMMAND")
-                    .hint("write -- COMMAND, or --keep DIR to keep new namespaces without one"))
-            }
-        };
+    if let (true, Some(dir)) = (request.command.is_empty(), &request.keep) {
+        return Ok(Outcome::Document(keep::document(dir, &request.namespaces)?));
     }
-    if let Some(outcome) = enter_root(chain, &request, namespaces.makes(Kind::Mount))? {
+    if let Some(outcome) = enter_root(chain, &request)? {
         return Ok(outcome);
     }
     chain.exec(&request.command)
@@ -93,10 +97,14 @@ fn enter_namespaces(chain: &mut Chain, request: &mut Request) -> Result<Option<O
         }
         None => None,
     };
+    let death_signal = process::parent_death_signal().call(format_args!("prctl(PR_GET_PDEATHSIG)"))?;
     join::join(selection, request.target, request.all)?;
-    let joined_user = matches!(selection.origin(Kind::User), Some(Origin::Target | Origin::Path(_)));
-    if joined_user && request.user.is_none() {
-        identity::become_root_of_joined()?;
+    if matches!(selection.origin(Kind::User), Some(Origin::Target | Origin::Path(_))) {
+        if request.user.is_none() {
+            identity::become_root_of_joined()?;
+        }
+        // The kernel forgets it where a process gains capabilities.
+        chain.renew_parent_death_signal(death_signal)?;
     }
     let maps = match (&request.map, selection.makes(Kind::User)) {
         (Some(map), true) => Some(map.resolve()?),
@@ -113,7 +121,7 @@ fn is_privileged() -> Result<bool> {
 }
 
 /// Enters the root, and becomes who COMMAND runs as. Gives an outcome only in a process that stayed behind.
-fn enter_root(chain: &mut Chain, request: &Request, has_own_mounts: bool) -> Result<Option<Outcome>> {
+fn enter_root(chain: &mut Chain, request: &Request) -> Result<Option<Outcome>> {
     let dir = request.root.as_deref().unwrap_or(Path::new("/"));
     // All that is looked up in the root is looked up before anything changes.
     let found = request.user.as_ref().map(|user| user.find(dir)).transpose()?;
@@ -133,7 +141,7 @@ fn enter_root(chain: &mut Chain, request: &Request, has_own_mounts: bool) -> Res
         if let (true, Some(workdir)) = (request.make_workdir, &request.workdir) {
             root::make_directory(root, workdir)?;
         }
-        root::enter(root, has_own_mounts, request.setup.propagation)?;
+        root::enter(root, request.namespaces.makes(Kind::Mount), request.setup.propagation)?;
         if request.read_only {
             root::make_read_only()?;
         }

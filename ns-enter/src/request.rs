@@ -128,6 +128,9 @@ fn around(ranges: &[Range], inner: u32) -> Vec<Range> {
 impl Request {
     /// Adds what other options imply, and refuses what cannot be.
     pub fn complete(&mut self) -> Result<()> {
+        if self.command.is_empty() && self.keep.is_none() {
+            return Err(Error::usage("no COMMAND").hint("write -- COMMAND, or --keep DIR to keep new namespaces"));
+        }
         let setup = &self.setup;
         if self.map.is_some() {
             self.namespaces.imply(Kind::User);
@@ -188,7 +191,7 @@ mod tests {
 
     #[test]
     fn options_imply_namespaces() {
-        let mut request = Request { map: Some(Map::Own(0, 0)), ..Request::default() };
+        let mut request = Request { map: Some(Map::Own(0, 0)), command: vec!["x".into()], ..Request::default() };
         request.setup.hostname = Some("x".into());
         request.complete().unwrap();
         assert!(request.namespaces.makes(Kind::User) && request.namespaces.makes(Kind::Uts));
@@ -196,7 +199,7 @@ mod tests {
 
     #[test]
     fn parameters_of_the_machine_are_refused() {
-        let mut request = Request::default();
+        let mut request = Request { command: vec!["x".into()], ..Request::default() };
         request.setup.sysctls = vec![("kernel.panic".into(), "1".into())];
         assert!(request.complete().unwrap_err().to_string().contains("would change the machine"));
         request.setup.sysctls = vec![("net.ipv4.ip_forward".into(), "1".into())];
