@@ -6,14 +6,8 @@ use std::fs;
 use std::io::{self, Error};
 use std::path::PathBuf;
 
-const TOOLS: [&chain::Tool; 6] = [
-    &img_unpack::TOOL,
-    &layer_mount::TOOL,
-    &vol_bind::TOOL,
-    &cg_limit::TOOL,
-    &ns_enter::TOOL,
-    &ctr_run::TOOL,
-];
+const TOOLS: [&chain::Tool; 6] =
+    [&img_unpack::TOOL, &layer_mount::TOOL, &vol_bind::TOOL, &cg_limit::TOOL, &ns_enter::TOOL, &ctr_run::TOOL];
 
 fn main() -> io::Result<()> {
     let mut args = std::env::args_os().skip(1);

@@ -3,6 +3,7 @@
 //! Arguments, environment and paths are kept as bytes, which JSON could not hold.
 
 use crate::cli::Cli;
+use crate::rootfs::Parts;
 use chain::document::Document;
 use chain::{Error, Result, ResultExt};
 use serde_json::Value;
@@ -48,6 +49,8 @@ pub enum Namespace {
 pub enum Root {
     /// Layers, base first, with a writable layer on top.
     Layers(Vec<PathBuf>),
+    /// A directory that cannot be one layer, in parts, each with a writable layer on top.
+    Parts(PathBuf, Parts),
     /// A directory that is there already, as it is.
     Directory(PathBuf),
 }

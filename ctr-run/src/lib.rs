@@ -11,17 +11,19 @@ mod limits;
 mod place;
 mod plan;
 mod print;
+mod rootfs;
 mod source;
 mod volumes;
 
 use chain::args::Stop;
 use chain::store::Store;
 use chain::{Chain, Outcome, Result, ResultExt, Tool, trace, userns};
-use cli::{Cli, Print};
+use cli::{Cli, Print, Source};
 use container::{Container, Root};
 use print::Directories;
 use std::ffi::OsString;
 use std::io::Write;
+use std::path::Path;
 
 /// The tool.
 pub const TOOL: Tool = Tool { name: "ctr-run", command: cli::command, run };
@@ -58,6 +60,14 @@ fn start(chain: &mut Chain, cli: &Cli, store: &Store) -> Result<Outcome> {
         container.hostname = Some(container.name.clone());
     }
     container.apply(cli, &command)?;
+    if let (Source::Rootfs(dir), true) = (&source, container.user_namespace) {
+        let dir = rootfs::directory(dir)?;
+        let mounts = rootfs::mounts_below(&dir)?;
+        if !mounts.is_empty() || dir == Path::new("/") {
+            let parts = rootfs::parts(&dir, &mounts)?;
+            container.root = Root::Parts(dir, parts);
+        }
+    }
     match cli.print {
         Some(Print::Sh) => Ok(Outcome::Text(script(&container, store))),
         Some(Print::Oci) => container.to_document().map(Outcome::Document),
@@ -69,6 +79,7 @@ fn start(chain: &mut Chain, cli: &Cli, store: &Store) -> Result<Outcome> {
 fn execute(chain: &mut Chain, cli: &Cli, container: Container, store: &Store) -> Result<Outcome> {
     let layers = match &container.root {
         Root::Layers(layers) => layers.clone(),
+        Root::Parts(dir, _) => vec![dir.clone()],
         Root::Directory(_) => Vec::new(),
     };
     if let Some(file) = &cli.cidfile {
@@ -77,9 +88,9 @@ fn execute(chain: &mut Chain, cli: &Cli, container: Container, store: &Store) ->
             .call(format_args!("open({file:?}, O_CREAT|O_EXCL)"))?;
     }
     let mut place = plan::Place { dir: store.containers().join(&container.name) };
-    if matches!(container.root, Root::Layers(_)) {
+    if let Some(skeleton) = plan::skeleton(&container) {
         place::sweep(store);
-        let held = place::take(store, &container.name, container.keep, &layers)?;
+        let held = place::take(store, &container.name, container.keep, &layers, &skeleton)?;
         place = held.place.clone();
         if cli.name.is_some() {
             held.note_owner();
@@ -100,10 +111,10 @@ fn execute(chain: &mut Chain, cli: &Cli, container: Container, store: &Store) ->
 
 fn script(container: &Container, store: &Store) -> String {
     let place = plan::Place { dir: store.containers().join(&container.name) };
-    let directories = match container.root {
-        Root::Directory(_) => Directories::None,
-        Root::Layers(_) if container.keep => Directories::Named,
-        Root::Layers(_) => Directories::Own { store: store.path(), mapped: !userns::is_real_root() },
+    let directories = match plan::skeleton(container) {
+        None => Directories::None,
+        Some(skeleton) if container.keep => Directories::Named(skeleton),
+        Some(skeleton) => Directories::Own { store: store.path(), mapped: !userns::is_real_root(), skeleton },
     };
     print::script(&plan::links(container, &place, store.path()), &container.args, &place, &directories)
 }

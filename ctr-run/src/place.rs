@@ -1,13 +1,13 @@
 //! A container's directories in the store: writable layer, lock, mount point; and what runs that were killed left there.
 
-use crate::plan::Place;
+use crate::plan::{Place, Skeleton};
 use chain::document::Document;
 use chain::remove::remove_tree;
 use chain::store::{Lock, Store, check_name};
 use chain::{Error, Result, ResultExt};
 use std::fs;
 use std::io::Read;
-use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::fs::{DirBuilderExt, symlink};
 use std::path::{Path, PathBuf};
 
 /// The file that marks a container whose writable layer stays. It holds the layers that the writable one belongs to.
@@ -34,7 +34,7 @@ pub fn random_name() -> Result<String> {
 /// Makes (or, for a kept one, takes) the directories of the container `name`.
 ///
 /// Errors: it runs already; kept, and made from other layers.
-pub fn take(store: &Store, name: &str, keep: bool, layers: &[PathBuf]) -> Result<Held> {
+pub fn take(store: &Store, name: &str, keep: bool, layers: &[PathBuf], skeleton: &Skeleton) -> Result<Held> {
     check_name(name)?;
     store.make(&store.containers())?;
     let place = Place { dir: store.containers().join(name) };
@@ -56,17 +56,31 @@ pub fn take(store: &Store, name: &str, keep: bool, layers: &[PathBuf]) -> Result
     if keep {
         check_layers(&kept, name, layers)?;
     }
-    for dir in [place.upper(), place.work(), place.root()] {
-        match fs::DirBuilder::new().mode(0o755).create(&dir) {
-            Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => {
-                return Err(Error::call(format_args!("mkdir({dir:?})"), error));
+    build(&place.dir, skeleton)?;
+    // Layers that only their own user namespace may open are still protected by the mount table.
+    let layers = layers.iter().filter_map(|layer| Lock::try_shared(layer).ok().flatten()).collect();
+    Ok(Held { place, lock, layers })
+}
+
+/// Makes what is not there yet of the skeleton.
+fn build(dir: &Path, skeleton: &Skeleton) -> Result<()> {
+    let there = |error: &std::io::Error| error.kind() == std::io::ErrorKind::AlreadyExists;
+    for path in skeleton.directories.iter().map(|name| dir.join(name)) {
+        match fs::DirBuilder::new().mode(0o755).create(&path) {
+            Err(error) if !there(&error) => return Err(Error::call(format_args!("mkdir({path:?})"), error)),
+            _ => {}
+        }
+    }
+    for (name, target) in &skeleton.links {
+        let path = dir.join(name);
+        match symlink(target, &path) {
+            Err(error) if !there(&error) => {
+                return Err(Error::call(format_args!("symlink({target:?}, {path:?})"), error));
             }
             _ => {}
         }
     }
-    // Layers that only their own user namespace may open are still protected by the mount table.
-    let layers = layers.iter().filter_map(|layer| Lock::try_shared(layer).ok().flatten()).collect();
-    Ok(Held { place, lock, layers })
+    Ok(())
 }
 
 /// A writable layer belongs to the layers below it: with others it would show what no one made.

@@ -33,6 +33,33 @@ impl Place {
     }
 }
 
+/// What has to be in a container's directories before the chain starts, by names inside them.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Skeleton {
+    /// Directories, parents first.
+    pub directories: Vec<PathBuf>,
+    /// Symbolic links: where, and their targets.
+    pub links: Vec<(PathBuf, PathBuf)>,
+}
+
+/// The skeleton of `container`; `None` if its root is there already.
+pub fn skeleton(container: &Container) -> Option<Skeleton> {
+    let mut skeleton =
+        Skeleton { directories: ["upper", "work", "root"].map(PathBuf::from).to_vec(), links: Vec::new() };
+    match &container.root {
+        Root::Directory(_) => return None,
+        Root::Layers(_) => {}
+        Root::Parts(_, parts) => {
+            let places = ["upper", "work", "root"].map(Path::new);
+            let inside = places.iter().flat_map(|place| parts.unions.iter().map(|name| place.join(name)));
+            skeleton.directories.extend(inside);
+            let in_root = |(name, target): &(OsString, PathBuf)| (Path::new("root").join(name), target.clone());
+            skeleton.links = parts.links.iter().map(in_root).collect();
+        }
+    }
+    Some(skeleton)
+}
+
 /// One link: a tool's name and its arguments, without the `--` and what follows.
 pub type Link = Vec<OsString>;
 
@@ -40,15 +67,17 @@ pub type Link = Vec<OsString>;
 pub fn links(container: &Container, place: &Place, store: &Path) -> Vec<Link> {
     let root = match &container.root {
         Root::Directory(path) => path.clone(),
-        Root::Layers(_) => place.root(),
+        Root::Layers(_) | Root::Parts(..) => place.root(),
     };
     let mut links = Vec::new();
     if !container.limits.is_empty() {
         links.push(link("cg-limit", container.limits.iter()));
     }
     links.push(namespaces(container));
-    if let Root::Layers(layers) = &container.root {
-        links.push(union(layers, place));
+    match &container.root {
+        Root::Directory(_) => {}
+        Root::Layers(layers) => links.push(union(layers, place, OsStr::new(""))),
+        Root::Parts(dir, parts) => links.extend(parts.unions.iter().map(|name| union(&[dir.join(name)], place, name))),
     }
     links.push(mounts(container, &root, store));
     links.push(enter(container, &root));
@@ -89,12 +118,14 @@ fn namespaces(container: &Container) -> Link {
     out
 }
 
-fn union(layers: &[PathBuf], place: &Place) -> Link {
+/// A union of `layers` at `part` of the root (empty: all of it).
+fn union(layers: &[PathBuf], place: &Place, part: &OsStr) -> Link {
+    let within = |dir: PathBuf| if part.is_empty() { dir } else { dir.join(part) };
     let mut out: Link = vec!["layer-mount".into()];
     out.extend(layers.iter().map(|layer| joined("--lower=", layer.as_os_str())));
-    out.push(joined("--upper=", place.upper().as_os_str()));
-    out.push(joined("--work=", place.work().as_os_str()));
-    out.push(place.root().into());
+    out.push(joined("--upper=", within(place.upper()).as_os_str()));
+    out.push(joined("--work=", within(place.work()).as_os_str()));
+    out.push(within(place.root()).into());
     out
 }
 
@@ -182,7 +213,11 @@ mod tests {
         assert_eq!(got[2], "layer-mount --lower=/base --lower=/next --upper=/c/upper --work=/c/work /c/root");
         assert_eq!(got[3], "vol-bind --root=/c/root --store=/s --api --mask=default --readonly=default");
         assert!(got[4].starts_with("ns-enter --root=/c/root --as=0:0 --cap-drop=all --cap-add=CAP_"), "{}", got[4]);
-        assert!(got[4].ends_with("--no-new-privs --seccomp=default --clear-env --env=A=1 --make-workdir --workdir=/"), "{}", got[4]);
+        assert!(
+            got[4].ends_with("--no-new-privs --seccomp=default --clear-env --env=A=1 --make-workdir --workdir=/"),
+            "{}",
+            got[4]
+        );
     }
 
     #[test]
@@ -196,6 +231,16 @@ mod tests {
         let got = plan(r#"{"root":{"path":"/mnt/web","readonly":true}}"#, true, |_| {});
         assert!(got[1].starts_with("vol-bind --root=/mnt/web"), "{got:?}");
         assert!(got[2].starts_with("ns-enter --root=/mnt/web --read-only --as"), "{got:?}");
+    }
+
+    #[test]
+    fn parts_are_mounted_one_by_one() {
+        use crate::rootfs::Parts;
+        let parts = Parts { unions: vec!["etc".into(), "usr".into()], links: vec![("bin".into(), "usr/bin".into())] };
+        let got = plan(IMAGE, false, |container| container.root = Root::Parts("/".into(), parts.clone()));
+        assert_eq!(got[1], "layer-mount --lower=/etc --upper=/c/upper/etc --work=/c/work/etc /c/root/etc");
+        assert_eq!(got[2], "layer-mount --lower=/usr --upper=/c/upper/usr --work=/c/work/usr /c/root/usr");
+        assert!(got[3].starts_with("vol-bind --root=/c/root "), "{got:?}");
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! `--print`: the chain as a shell script that does the same when it is run by hand.
 
-use crate::plan::{Link, Place};
+use crate::plan::{Link, Place, Skeleton};
 use std::ffi::{OsStr, OsString};
 use std::fmt::Write;
 use std::os::unix::ffi::OsStrExt;
@@ -11,9 +11,9 @@ pub enum Directories<'a> {
     /// A root that is there already: none are needed.
     None,
     /// Directories of its own in the store, removed at the end; as root of a user namespace if `mapped`.
-    Own { store: &'a Path, mapped: bool },
+    Own { store: &'a Path, mapped: bool, skeleton: Skeleton },
     /// The named container's, which stay.
-    Named,
+    Named(Skeleton),
 }
 
 /// The script. `place` is what the links were planned with.
@@ -27,22 +27,20 @@ pub fn script(links: &[Link], args: &[OsString], place: &Place, directories: &Di
     );
     match directories {
         Directories::None => {}
-        Directories::Own { store, mapped } => {
+        Directories::Own { store, mapped, skeleton } => {
             let remove = if *mapped { "ns-enter --user --map-auto -- rm -rf \"$dir\"" } else { "rm -rf \"$dir\"" };
             let store = self::quote(store.as_os_str());
             let _ = write!(
                 out,
                 "\n# The container's own directories: they go when it ends.\nmkdir -p {store}\ndir=$(mktemp -d {store}/by-hand.XXXXXXXX)\n\
-                 trap 'chmod -R u+rwx \"$dir/work\"; {remove}' EXIT\ntrap 'exit 129' HUP\ntrap 'exit 130' INT\ntrap 'exit 143' TERM\n\
-                 mkdir \"$dir/upper\" \"$dir/work\" \"$dir/root\"\n"
+                 trap 'chmod -R u+rwx \"$dir/work\"; {remove}' EXIT\ntrap 'exit 129' HUP\ntrap 'exit 130' INT\ntrap 'exit 143' TERM\n"
             );
+            out.push_str(&make("\"$dir\"", skeleton));
         }
-        Directories::Named => {
+        Directories::Named(skeleton) => {
             let dir = self::quote(place.dir.as_os_str());
-            let _ = write!(
-                out,
-                "\n# The named container's directories: they stay.\nmkdir -p {dir}/upper {dir}/work {dir}/root\n"
-            );
+            let _ = write!(out, "\n# The named container's directories: they stay.\nmkdir -p {dir}\n");
+            out.push_str(&make(&dir, skeleton));
         }
     }
     for link in links {
@@ -51,6 +49,19 @@ pub fn script(links: &[Link], args: &[OsString], place: &Place, directories: &Di
     }
     let words: Vec<String> = args.iter().map(self::quote).collect();
     let _ = writeln!(out, "\n{}", words.join(" "));
+    out
+}
+
+/// Makes the skeleton in `dir` (quoted already).
+fn make(dir: &str, skeleton: &Skeleton) -> String {
+    let mut out = String::from("mkdir -p");
+    for name in &skeleton.directories {
+        let _ = write!(out, " {dir}/{}", quote(name.as_os_str()));
+    }
+    out.push('\n');
+    for (name, target) in &skeleton.links {
+        let _ = writeln!(out, "ln -sfn {} {dir}/{}", quote(target.as_os_str()), quote(name.as_os_str()));
+    }
     out
 }
 
@@ -105,7 +116,7 @@ mod tests {
     fn directories_of_its_own_become_a_variable() {
         let place = Place { dir: "/s/containers/x".into() };
         assert_eq!(own_directory(&"--upper=/s/containers/x/upper".into(), &place.dir), "--upper=\"$dir\"/upper");
-        let directories = Directories::Own { store: Path::new("/s"), mapped: false };
+        let directories = Directories::Own { store: Path::new("/s"), mapped: false, skeleton: Skeleton::default() };
         let text = script(
             &[vec!["ns-enter".into(), "--root=/s/containers/x/root".into()]],
             &["sh".into()],

@@ -26,14 +26,17 @@ pub fn document(source: &Source, cli: &Cli, store: &Store) -> Result<Document> {
     }
 }
 
-/// A directory as the one read-only layer.
+/// A directory as the one read-only layer, and what is mounted below it, bound read-only.
 fn rootfs(dir: &Path) -> Result<Document> {
-    let path = dir.canonicalize().call(format_args!("open({dir:?})"))?;
-    if !path.is_dir() {
-        return Err(Error::call(format_args!("open({dir:?})"), nix::errno::Errno::ENOTDIR));
+    let path = crate::rootfs::directory(dir)?;
+    let mut mounts = Vec::new();
+    for point in crate::rootfs::mounts_below(&path)? {
+        let (source, destination) = (path_text(path.join(&point))?, path_text(Path::new("/").join(&point))?);
+        mounts.push(json!({"type": "bind", "source": source, "destination": destination, "options": ["rbind", "ro"]}));
     }
     let mut document = Document::new();
     document.set("layers", json!([path_text(&path)?]));
+    document.set("mounts", mounts);
     document.set("process/args", json!(["/bin/sh"]));
     Ok(document)
 }

@@ -8,8 +8,10 @@
 //! splits: the parent stays, waits and cleans up for all links before it; the child goes on.
 
 mod exec;
+mod relay;
 mod wait;
 
+pub use relay::callers_terminal;
 pub use wait::{Forked, clone_flags};
 
 use crate::args::Stop;
@@ -28,7 +30,7 @@ pub struct Chain {
     links: &'static [&'static Tool],
     before: Vec<BeforeHook>,
     after: Vec<AfterHook>,
-    lifeline: Option<OwnedFd>,
+    parent: Option<OwnedFd>,
     environment: Option<Vec<CString>>,
 }
 
@@ -38,7 +40,7 @@ pub const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bi
 impl Chain {
     /// A chain that calls `links` in this process.
     pub fn new(links: &'static [&'static Tool]) -> Self {
-        Chain { links, before: Vec::new(), after: Vec::new(), lifeline: None, environment: None }
+        Chain { links, before: Vec::new(), after: Vec::new(), parent: None, environment: None }
     }
 
     /// Lets `tool` do its part with `args`.

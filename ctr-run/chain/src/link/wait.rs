@@ -4,19 +4,26 @@
 //! was sent to it alone; what a terminal sends to the whole foreground group has reached a child in that group already. It
 //! stops when the child stops. When it dies, the kernel kills the child (PR_SET_PDEATHSIG), and a PID namespace with its
 //! first process.
+//!
+//! Until the child becomes COMMAND, the two are joined by a pair of sockets. It tells the child to go on, and by its end that
+//! the other is dead; on it the child hands over COMMAND's terminal ([`Chain::hand_over_terminal`]), and an init that is the
+//! first process of its PID namespace, which nobody inside can stop, says that COMMAND has stopped.
 
 use super::Chain;
+use super::relay::Relay;
 use crate::error::{Error, Result, ResultExt};
+use crate::sys::descriptor;
 use crate::sys::process::{self, Disposition, Side};
 use crate::tool::Outcome;
 use crate::trace;
 use nix::errno::Errno;
-use nix::fcntl::OFlag;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SigSet, SigmaskHow, Signal, pthread_sigmask, raise};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid, waitpid};
-use nix::unistd::{Pid, getpgid, getpgrp, pipe2};
-use std::os::fd::{AsFd, OwnedFd};
+use nix::unistd::{Pid, getpgid, getpgrp, getpid};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 /// Which half goes on.
@@ -49,12 +56,49 @@ impl Blocked {
     }
 }
 
+/// What the child says: COMMAND has stopped; here is its terminal (with the two sides of it).
+const STOPPED: u8 = b's';
+const TERMINAL: u8 = b't';
+
 impl Chain {
     /// Splits. The child is in new namespaces if `flags` has `CLONE_NEW…`, and goes on when `prepare` (which has the
     /// child's process number) has succeeded in the parent. The parent waits for the child, does what was asked for with
     /// [`Chain::after`], and gives COMMAND's status.
     pub fn fork(&mut self, flags: u64, prepare: impl FnOnce(Pid) -> Result<()>) -> Result<Forked> {
-        let (reader, writer) = pipe2(OFlag::O_CLOEXEC).call(format_args!("pipe2()"))?;
+        self.split(false, flags, prepare)
+    }
+
+    /// Splits. The parent is COMMAND's init: as in [`Chain::fork`], and it reaps all processes that lose their parents, and
+    /// closes all descriptors but the standard ones and what it waits with.
+    pub fn stay_as_init(&mut self) -> Result<Forked> {
+        if getpid().as_raw() != 1 {
+            trace::op(format_args!("prctl(PR_SET_CHILD_SUBREAPER, 1)"), || {
+                process::prctl(nix::libc::PR_SET_CHILD_SUBREAPER, [1, 0, 0, 0])
+            })?;
+        }
+        self.split(true, 0, |_| Ok(()))
+    }
+
+    /// Whether a parent waits that split from this process in this program.
+    pub fn has_parent(&self) -> bool {
+        self.parent.is_some()
+    }
+
+    /// Gives the two sides of COMMAND's terminal to the parent, which carries between it and the caller's until COMMAND has
+    /// ended. Error: there is no parent ([`Chain::has_parent`]).
+    pub fn hand_over_terminal(&self, master: &OwnedFd, slave: &OwnedFd) -> Result<()> {
+        let Some(parent) = &self.parent else {
+            return Err(Error::new("nobody waits who could relay a terminal"));
+        };
+        trace::op(format_args!("sendmsg(parent, the terminal)"), || {
+            descriptor::send(parent, TERMINAL, &[master.as_fd(), slave.as_fd()])
+        })
+    }
+
+    fn split(&mut self, init: bool, flags: u64, prepare: impl FnOnce(Pid) -> Result<()>) -> Result<Forked> {
+        let (family, kind) = (AddressFamily::Unix, SockType::SeqPacket);
+        let (own, childs) =
+            socketpair(family, kind, None, SockFlag::SOCK_CLOEXEC).call(format_args!("socketpair(AF_UNIX)"))?;
         let blocked = Blocked::all()?;
         let side = trace::op(format_args!("clone3({})", clone_flags(flags)), || process::clone3(flags));
         let (pid, pidfd) = match side {
@@ -63,14 +107,14 @@ impl Chain {
                 return Err(error);
             }
             Ok(Side::Child) => {
-                drop(writer);
-                self.begin_child(reader, &blocked)?;
+                drop(own);
+                self.begin_child(childs, &blocked)?;
                 return Ok(Forked::Child);
             }
             Ok(Side::Parent(pid, pidfd)) => (pid, pidfd),
         };
-        drop(reader);
-        let go = || prepare(pid).and_then(|()| nix::unistd::write(&writer, b"g").call(format_args!("write(pipe)")));
+        drop(childs);
+        let go = || prepare(pid).and_then(|()| descriptor::send(&own, b'g', &[]).call(format_args!("sendmsg(child)")));
         if let Err(error) = go() {
             let _ = process::pidfd_send_signal(&pidfd, Signal::SIGKILL as i32);
             let _ = waitpid(pid, None);
@@ -78,24 +122,29 @@ impl Chain {
             return Err(error);
         }
         self.before.clear();
-        let status = wait(pid, &pidfd);
+        let parent = self.parent.as_ref().map(AsFd::as_fd);
+        if init {
+            let kept: Vec<BorrowedFd<'_>> = [pidfd.as_fd(), own.as_fd()].into_iter().chain(parent).collect();
+            descriptor::close_all_but(3, &kept).call(format_args!("close_range(3, MAX)"))?;
+        }
+        let status = Waiter::new(pid, pidfd, own, parent, init).wait();
         self.run_after(status.as_ref().ok().copied());
         blocked.restore();
         Ok(Forked::Parent(Outcome::Status(status?)))
     }
 
-    fn begin_child(&mut self, reader: OwnedFd, blocked: &Blocked) -> Result<()> {
+    fn begin_child(&mut self, parent: OwnedFd, blocked: &Blocked) -> Result<()> {
         // What the parent does afterwards is not this process's business; not even dropping it, which could have effects.
         std::mem::forget(std::mem::take(&mut self.after));
         die_with_parent()?;
         let mut go = [0u8; 1];
         let told = loop {
-            match nix::unistd::read(&reader, &mut go) {
+            match nix::unistd::read(&parent, &mut go) {
                 Err(Errno::EINTR) => {}
                 other => break other,
             }
         };
-        self.lifeline = Some(reader);
+        self.parent = Some(parent);
         if told != Ok(1) {
             // The parent has said why, or is dead.
             std::process::exit(crate::error::FAILED.into());
@@ -111,7 +160,7 @@ impl Chain {
     /// Asks once more to die with the parent: the kernel forgets it when ids or capabilities change.
     ///
     /// `wanted` is what [`process::parent_death_signal`] said before the change. KERNEL(all): a parent that dies between
-    /// the change and this call is noticed only if it split in this same process (the pipe to it tells).
+    /// the change and this call is noticed only if it split in this same process (the socket to it tells).
     pub fn renew_parent_death_signal(&self, wanted: i32) -> Result<()> {
         if wanted != 0 {
             process::prctl(nix::libc::PR_SET_PDEATHSIG, [wanted as u64, 0, 0, 0])
@@ -123,8 +172,8 @@ impl Chain {
 
     /// Ends this process if the parent that it split from is dead.
     fn check_parent(&self) {
-        let Some(lifeline) = &self.lifeline else { return };
-        let mut fds = [PollFd::new(lifeline.as_fd(), PollFlags::POLLIN)];
+        let Some(parent) = &self.parent else { return };
+        let mut fds = [PollFd::new(parent.as_fd(), PollFlags::POLLIN)];
         let hung_up = poll(&mut fds, PollTimeout::ZERO).is_ok_and(|ready| ready > 0)
             && fds[0].revents().is_some_and(|events| events.contains(PollFlags::POLLHUP));
         if hung_up {
@@ -139,52 +188,232 @@ fn die_with_parent() -> Result<()> {
     Ok(())
 }
 
-/// Waits until `pid` has ended; forwards signals meanwhile. Gives its status, 128+N for signal N.
-fn wait(pid: Pid, pidfd: &OwnedFd) -> Result<u8> {
-    let set = process::forwardable();
-    let mut ended_by = None;
-    // A signal that the child blocked when it was sent, and until when it matters whether it still does.
-    let mut doubtful: Option<(i32, Instant)> = None;
-    loop {
-        let signal = match process::sigwait(&set, doubtful.map(|_| DOUBT_INTERVAL)) {
-            Ok((signal, _)) if signal == Signal::SIGCHLD as i32 => {
-                if let Some(status) = reap(pid, pidfd)? {
-                    return Ok(ended_by.unwrap_or(status));
-                }
-                continue;
-            }
-            Ok((signal, code)) => {
-                if !(code == SI_KERNEL && in_own_group(pid)) && signal != Signal::SIGWINCH as i32 {
-                    trace::note(format_args!("pidfd_send_signal({pid}, {})", signal_name(signal)));
-                    let _ = process::pidfd_send_signal(pidfd, signal);
-                }
-                doubtful = None;
-                signal
-            }
-            Err(Errno::EAGAIN) => match doubtful {
-                Some((signal, end)) if Instant::now() < end => signal,
-                _ => {
-                    doubtful = None;
+/// The half that waits.
+struct Waiter<'a> {
+    pid: Pid,
+    pidfd: OwnedFd,
+    signals: SigSet,
+    /// To the child, until it is COMMAND.
+    child: Option<OwnedFd>,
+    /// To this process's own parent, if it split from one.
+    parent: Option<BorrowedFd<'a>>,
+    /// Whether it reaps what has no other parent, too.
+    init: bool,
+    relay: Option<Relay>,
+    /// Can be read when a signal is there; only while there is something else to wait for.
+    pending: Option<SignalFd>,
+}
+
+impl<'a> Waiter<'a> {
+    fn new(pid: Pid, pidfd: OwnedFd, child: OwnedFd, parent: Option<BorrowedFd<'a>>, init: bool) -> Self {
+        let signals = process::forwardable();
+        Waiter { pid, pidfd, signals, child: Some(child), parent, init, relay: None, pending: None }
+    }
+
+    /// Waits until the child has ended; forwards signals meanwhile. Gives its status, 128+N for signal N.
+    fn wait(mut self) -> Result<u8> {
+        let mut ended_by = None;
+        // A signal that the child blocked when it was sent, and until when it matters whether it still does.
+        let mut doubtful: Option<(i32, Instant)> = None;
+        loop {
+            let signal = match self.next(doubtful.map(|_| DOUBT_INTERVAL)) {
+                Ok((signal, _)) if signal == Signal::SIGCHLD as i32 => {
+                    if let Some(status) = self.reap()? {
+                        self.finish();
+                        return Ok(ended_by.unwrap_or(status));
+                    }
                     continue;
                 }
-            },
-            Err(Errno::EINTR) => continue,
-            Err(errno) => return Err(Error::call(format_args!("sigtimedwait()"), errno)),
+                Ok((signal, code)) => {
+                    if self.is_for_relay(signal) {
+                        continue;
+                    }
+                    if !(code == SI_KERNEL && in_own_group(self.pid)) && signal != Signal::SIGWINCH as i32 {
+                        trace::note(format_args!("pidfd_send_signal({}, {})", self.pid, signal_name(signal)));
+                        self.send(signal);
+                    }
+                    doubtful = None;
+                    signal
+                }
+                Err(Errno::EAGAIN) => match doubtful {
+                    Some((signal, end)) if Instant::now() < end => signal,
+                    _ => {
+                        doubtful = None;
+                        continue;
+                    }
+                },
+                Err(Errno::EINTR) => continue,
+                Err(errno) => return Err(Error::call(format_args!("sigtimedwait()"), errno)),
+            };
+            match fate_in_first_process(self.pid, signal) {
+                Fate::Taken => doubtful = None,
+                Fate::Blocked => {
+                    doubtful = doubtful.or_else(|| Some((signal, Instant::now() + DOUBT)));
+                }
+                Fate::Dropped(Default::End) => {
+                    ended_by = Some(128 + signal as u8);
+                    self.send(Signal::SIGKILL as i32);
+                    doubtful = None;
+                }
+                Fate::Dropped(Default::Stop) => {
+                    self.send(Signal::SIGSTOP as i32);
+                    doubtful = None;
+                }
+            }
+        }
+    }
+
+    fn send(&self, signal: i32) {
+        let _ = process::pidfd_send_signal(&self.pidfd, signal);
+    }
+
+    /// The next signal and its `si_code`. Meanwhile the child is heard and its terminal relayed. Error EAGAIN: none came
+    /// within `limit`.
+    fn next(&mut self, limit: Option<Duration>) -> Result<(i32, i32), Errno> {
+        let end = limit.map(|limit| Instant::now() + limit);
+        while self.child.is_some() || self.relay.is_some() {
+            let left = end.map(|end| end.saturating_duration_since(Instant::now()));
+            if let Some(signal) = self.attend(left)? {
+                return Ok(signal);
+            }
+        }
+        self.pending = None;
+        process::sigwait(&self.signals, limit)
+    }
+
+    /// Waits once for a signal, the child or a terminal, and does what is to be done for the latter two.
+    fn attend(&mut self, limit: Option<Duration>) -> Result<Option<(i32, i32)>, Errno> {
+        if self.pending.is_none() {
+            self.pending = Some(SignalFd::with_flags(&self.signals, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?);
+        }
+        let readable = |fd| PollFd::new(fd, PollFlags::POLLIN);
+        let [input, master, output] = self.relay.as_ref().map(Relay::wanted).unwrap_or_default();
+        let sources = [
+            self.pending.as_ref().map(|fd| readable(fd.as_fd())),
+            self.child.as_ref().map(|fd| readable(fd.as_fd())),
+            input,
+            master,
+            output,
+        ];
+        let mut fds: Vec<PollFd<'_>> = sources.iter().flatten().cloned().collect();
+        let limit = limit.map_or(Ok(PollTimeout::NONE), PollTimeout::try_from).unwrap_or(PollTimeout::MAX);
+        if poll(&mut fds, limit)? == 0 {
+            return Err(Errno::EAGAIN);
+        }
+        let mut polled = fds.iter().map(|fd| fd.any().unwrap_or(false));
+        let [signal, child, input, master, output] =
+            sources.map(|source| source.is_some() && polled.next().unwrap_or(false));
+        if signal {
+            return process::sigwait(&self.signals, Some(Duration::ZERO)).map(Some);
+        }
+        if child {
+            self.hear();
+        }
+        if let Some(relay) = &mut self.relay
+            && !relay.carry([input, master, output])
+        {
+            // The kernel tells COMMAND's session that its terminal has hung up.
+            self.relay = None;
+        }
+        Ok(None)
+    }
+
+    /// Takes what the child says.
+    fn hear(&mut self) {
+        let Some(child) = &self.child else { return };
+        match descriptor::receive(child) {
+            Ok((Some(STOPPED), _)) => self.stop(),
+            Ok((Some(TERMINAL), descriptors)) => {
+                let Ok([master, slave]) = <[OwnedFd; 2]>::try_from(descriptors) else { return };
+                match Relay::start(master, slave) {
+                    Ok(relay) => self.relay = Some(relay),
+                    Err(error) => {
+                        // Not half: without its terminal COMMAND does not run.
+                        trace::say(format_args!("{error}"));
+                        self.send(Signal::SIGKILL as i32);
+                    }
+                }
+            }
+            Ok((Some(_), _)) | Err(Errno::EAGAIN | Errno::EINTR) => {}
+            Ok((None, _)) | Err(_) => self.child = None,
+        }
+    }
+
+    /// Whether `signal` concerns the terminals, not COMMAND; then it has been taken care of.
+    fn is_for_relay(&self, signal: i32) -> bool {
+        let Some(relay) = &self.relay else { return false };
+        match Signal::try_from(signal) {
+            Ok(Signal::SIGWINCH) => relay.resize(),
+            // Stopped from outside (Ctrl-Z goes to COMMAND's terminal): the caller wants its own back.
+            Ok(Signal::SIGTSTP) => {
+                relay.suspend();
+                let _ = raise(Signal::SIGSTOP);
+                relay.resume();
+            }
+            Ok(Signal::SIGCONT) => {
+                relay.resume();
+                return false;
+            }
+            _ => return false,
+        }
+        true
+    }
+
+    /// Stops as COMMAND has, so that the shell sees it; when it goes on, COMMAND does.
+    fn stop(&self) {
+        if let Some(relay) = &self.relay {
+            relay.suspend();
+        }
+        if self.init && getpid().as_raw() == 1 {
+            // Nothing inside can stop the first process of a PID namespace. The parent stops for it, and sends SIGCONT.
+            if let Some(parent) = self.parent {
+                let _ = descriptor::send(parent, STOPPED, &[]);
+            }
+            return;
+        }
+        let _ = raise(Signal::SIGSTOP);
+        if let Some(relay) = &self.relay {
+            relay.resume();
+        }
+        self.send(Signal::SIGCONT as i32);
+    }
+
+    /// Takes note of what happened to children; the status if it was the end of the one that is waited for.
+    fn reap(&mut self) -> Result<Option<u8>> {
+        let mut ended = None;
+        loop {
+            let flags = WaitPidFlag::WNOHANG | WaitPidFlag::WEXITED | WaitPidFlag::WSTOPPED | WaitPidFlag::WCONTINUED;
+            let which = if self.init { Id::All } else { Id::Pid(self.pid) };
+            let status = match waitid(which, flags) {
+                // Nothing is left; so COMMAND has ended.
+                Err(Errno::ECHILD) if ended.is_some() => return Ok(ended),
+                other => other.call(format_args!("waitid({})", self.pid))?,
+            };
+            let of_command = status.pid() == Some(self.pid);
+            match status {
+                WaitStatus::Exited(_, code) if of_command => ended = Some(code as u8),
+                WaitStatus::Signaled(_, signal, _) if of_command => ended = Some(128 + signal as u8),
+                WaitStatus::Stopped(..) if of_command => self.stop(),
+                WaitStatus::StillAlive => return Ok(ended),
+                _ => {}
+            }
+            if ended.is_some() && !self.init {
+                return Ok(ended);
+            }
+        }
+    }
+
+    /// What is left to do when COMMAND has ended: its last words, and its output to the end.
+    fn finish(&mut self) {
+        let waits = |fd: &OwnedFd| {
+            let mut fds = [PollFd::new(fd.as_fd(), PollFlags::POLLIN)];
+            poll(&mut fds, PollTimeout::ZERO) == Ok(1)
         };
-        match fate_in_first_process(pid, signal) {
-            Fate::Taken => doubtful = None,
-            Fate::Blocked => {
-                doubtful = doubtful.or_else(|| Some((signal, Instant::now() + DOUBT)));
-            }
-            Fate::Dropped(Default::End) => {
-                ended_by = Some(128 + signal as u8);
-                let _ = process::pidfd_send_signal(pidfd, Signal::SIGKILL as i32);
-                doubtful = None;
-            }
-            Fate::Dropped(Default::Stop) => {
-                let _ = process::pidfd_send_signal(pidfd, Signal::SIGSTOP as i32);
-                doubtful = None;
-            }
+        while self.child.as_ref().is_some_and(waits) {
+            self.hear();
+        }
+        if let (Some(relay), Some(pending)) = (self.relay.take(), &self.pending) {
+            relay.finish(pending.as_fd(), &self.signals);
         }
     }
 }
@@ -199,25 +428,6 @@ const DOUBT: Duration = Duration::from_secs(2);
 /// Whether `pid` is in this process's group, and so gets what a terminal sends to the group.
 fn in_own_group(pid: Pid) -> bool {
     getpgid(Some(pid)) == Ok(getpgrp())
-}
-
-/// Takes note of what happened to children; the status if it was the end of `pid`.
-fn reap(pid: Pid, pidfd: &OwnedFd) -> Result<Option<u8>> {
-    loop {
-        let flags = WaitPidFlag::WNOHANG | WaitPidFlag::WEXITED | WaitPidFlag::WSTOPPED | WaitPidFlag::WCONTINUED;
-        let status = waitid(Id::Pid(pid), flags).call(format_args!("waitid({pid})"))?;
-        match status {
-            WaitStatus::Exited(_, code) => return Ok(Some(code as u8)),
-            WaitStatus::Signaled(_, signal, _) => return Ok(Some(128 + signal as u8)),
-            WaitStatus::Stopped(..) => {
-                // Stop as the child has, so that the shell sees it; go on when it does.
-                let _ = raise(Signal::SIGSTOP);
-                let _ = process::pidfd_send_signal(pidfd, Signal::SIGCONT as i32);
-            }
-            WaitStatus::StillAlive => return Ok(None),
-            _ => {}
-        }
-    }
 }
 
 /// What a signal does to a process that neither catches nor ignores it.

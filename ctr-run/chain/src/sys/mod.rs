@@ -3,8 +3,10 @@
 //!
 //! The wrappers give the kernel's errno; who calls them names the call with its arguments (see [`crate::trace::op`]).
 
+pub mod descriptor;
 pub mod mount;
 pub mod process;
+pub mod terminal;
 
 use nix::errno::Errno;
 use std::ffi::{CString, OsStr};
