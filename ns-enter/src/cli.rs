@@ -152,6 +152,12 @@ pub struct Cli {
     #[arg(long, help_heading = WHO, value_name = "default|none|FILE")]
     seccomp: Option<OsString>,
 
+    /// A small init as parent of COMMAND, that reaps what is left behind and passes signals on
+    #[arg(long, help_heading = PROCESS)]
+    init: bool,
+    /// A terminal of its own, relayed to and from the caller's
+    #[arg(long, help_heading = PROCESS)]
+    tty: bool,
     /// Set, or take over, a variable; repeatable
     #[arg(long, help_heading = PROCESS, value_name = "NAME[=VALUE]")]
     env: Vec<OsString>,
@@ -240,7 +246,9 @@ impl Cli {
             user: self.as_user.as_deref().map(Wanted::parse).transpose()?,
             capabilities,
             no_new_privs: self.no_new_privs,
-            seccomp: self.seccomp.and_then(Profile::parse),
+            seccomp: self.seccomp.map(Profile::parse),
+            init: self.init,
+            tty: self.tty,
             limits: self.ulimit.iter().map(|text| Limit::parse(text)).collect::<Result<_>>()?,
             umask: self.umask.as_deref().map(umask).transpose()?,
             oom_score: self.oom_score_adj,
@@ -420,7 +428,7 @@ mod tests {
     #[test]
     fn seccomp_is_a_word_or_a_file() {
         let seccomp = |text: &str| request(&["--seccomp", text, "--", "x"]).unwrap().seccomp;
-        assert_eq!(seccomp("none"), None);
+        assert_eq!(seccomp("none"), Some(Profile::All));
         assert_eq!(seccomp("default"), Some(Profile::Default));
         assert_eq!(seccomp("./none"), Some(Profile::File("./none".into())));
     }

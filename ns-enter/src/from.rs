@@ -134,6 +134,7 @@ fn process(request: &mut Request, document: &Document) -> Result<()> {
             request.limits.push(limit);
         }
     }
+    request.tty |= document.flag("process/terminal")?.unwrap_or(false);
     if request.seccomp.is_none() {
         request.seccomp = document.get("linux/seccomp").cloned().map(Profile::Given);
     }

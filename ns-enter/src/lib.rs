@@ -12,6 +12,7 @@ mod create;
 mod environment;
 mod from;
 mod identity;
+mod init;
 mod join;
 mod keep;
 mod limits;
@@ -20,6 +21,7 @@ mod own_program;
 mod request;
 mod root;
 mod seccomp;
+mod tty;
 mod user;
 
 use chain::args::Stop;
@@ -34,6 +36,7 @@ use nix::errno::Errno;
 use request::{Map, Request};
 use std::ffi::OsString;
 use std::path::Path;
+use tty::{Manner, Terminal};
 
 /// The tool.
 pub const TOOL: chain::Tool = chain::Tool { name: "ns-enter", command: cli::command, run };
@@ -60,14 +63,28 @@ fn run(chain: &mut Chain, args: &[OsString]) -> Result<Outcome, Stop> {
 
 fn enter(chain: &mut Chain, mut request: Request) -> Result<Outcome> {
     request.complete()?;
+    let manner = request.tty.then(tty::Manner::of_caller).transpose()?;
     if let Some(outcome) = enter_namespaces(chain, &mut request)? {
         return Ok(outcome);
     }
     if let (true, Some(dir)) = (request.command.is_empty(), &request.keep) {
         return Ok(Outcome::Document(keep::document(dir, &request.namespaces)?));
     }
-    if let Some(outcome) = enter_root(chain, &request)? {
+    if request.tty
+        && let Some(outcome) = tty::stay_outside(chain)?
+    {
         return Ok(outcome);
+    }
+    if let Some(outcome) = enter_root(chain, &request, manner)? {
+        return Ok(outcome);
+    }
+    if request.init
+        && let Some(outcome) = init::stay(chain)?
+    {
+        return Ok(outcome);
+    }
+    if request.tty {
+        tty::control()?;
     }
     chain.exec(&request.command)
 }
@@ -121,17 +138,18 @@ fn is_privileged() -> Result<bool> {
 }
 
 /// Enters the root, and becomes who COMMAND runs as. Gives an outcome only in a process that stayed behind.
-fn enter_root(chain: &mut Chain, request: &Request) -> Result<Option<Outcome>> {
+fn enter_root(chain: &mut Chain, request: &Request, manner: Option<Manner>) -> Result<Option<Outcome>> {
     let dir = request.root.as_deref().unwrap_or(Path::new("/"));
     // All that is looked up in the root is looked up before anything changes.
     let found = request.user.as_ref().map(|user| user.find(dir)).transpose()?;
     let home = found.as_ref().map(|found| found.home.as_os_str());
-    let filter = request.seccomp.as_ref().map(seccomp::Profile::filter).transpose()?;
+    let filter = request.seccomp.as_ref().map(seccomp::Profile::filter).transpose()?.flatten();
     if !request.environment.is_empty() || home.is_some() {
         let environment = request.environment.apply(chain.environment(), home)?;
         chain.set_environment(environment);
     }
     let own_program = own_program::Identity::read();
+    let outer_terminal = manner.map(|manner| Terminal::open(&manner));
     if let Some(root) = &request.root {
         if !request.keep_session
             && let Some(outcome) = leave_session(chain)?
@@ -146,6 +164,15 @@ fn enter_root(chain: &mut Chain, request: &Request) -> Result<Option<Outcome>> {
             root::make_read_only()?;
         }
         leave_keyring()?;
+    }
+    // That of the root, if it has any.
+    let terminal = match manner.map(|manner| Terminal::open(&manner)) {
+        Some(Err(_)) => outer_terminal,
+        inner => inner,
+    };
+    let terminal = terminal.transpose()?;
+    if let (Some(terminal), Some(found)) = (&terminal, &found) {
+        terminal.belong_to(found.ids.user);
     }
     for limit in &request.limits {
         limit.set()?;
@@ -175,6 +202,9 @@ fn enter_root(chain: &mut Chain, request: &Request) -> Result<Option<Outcome>> {
     identity::assume(chain, &identity, as_user, load)?;
     if request.root.is_some() {
         own_program.refuse(&request.command, chain)?;
+    }
+    if let Some(terminal) = terminal {
+        terminal.take(chain)?;
     }
     Ok(None)
 }

@@ -44,8 +44,12 @@ pub struct Request {
     pub capabilities: Option<capability::Wanted>,
     /// No program may give more privileges.
     pub no_new_privs: bool,
-    /// The system calls that COMMAND may make; `None` for all.
+    /// The system calls that COMMAND may make.
     pub seccomp: Option<Profile>,
+    /// Whether an init stays as COMMAND's parent.
+    pub init: bool,
+    /// Whether COMMAND gets a terminal of its own.
+    pub tty: bool,
     /// Resource limits.
     pub limits: Vec<Limit>,
     /// File mode creation mask.

@@ -29,6 +29,8 @@ const SPEC_ALLOW: u64 = 4;
 /// Which filter is meant.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Profile {
+    /// No filter, whatever a document says.
+    All,
     /// The default profile.
     Default,
     /// One from a file.
@@ -38,22 +40,23 @@ pub enum Profile {
 }
 
 impl Profile {
-    /// `default`, a file, or `none`, for which there is no profile.
-    pub fn parse(text: OsString) -> Option<Self> {
+    /// `default`, `none`, or a file.
+    pub fn parse(text: OsString) -> Self {
         match text.to_str() {
-            Some("none") => None,
-            Some("default") => Some(Profile::Default),
-            _ => Some(Profile::File(text.into())),
+            Some("none") => Profile::All,
+            Some("default") => Profile::Default,
+            _ => Profile::File(text.into()),
         }
     }
 
-    /// The filter. Errors: as for [`Filter::default_profile`] and [`Filter::read`].
-    pub fn filter(&self) -> Result<Filter> {
-        match self {
-            Profile::Default => Filter::default_profile(),
-            Profile::File(path) => Filter::read(path),
-            Profile::Given(profile) => Filter::from_document(profile),
-        }
+    /// The filter, if there is to be one. Errors: as for [`Filter::default_profile`] and [`Filter::read`].
+    pub fn filter(&self) -> Result<Option<Filter>> {
+        Ok(Some(match self {
+            Profile::All => return Ok(None),
+            Profile::Default => Filter::default_profile()?,
+            Profile::File(path) => Filter::read(path)?,
+            Profile::Given(profile) => Filter::from_document(profile)?,
+        }))
     }
 }
 
