@@ -25,7 +25,15 @@ impl Keeper {
     ///
     /// Errors: no CAP_SYS_ADMIN where the caller is; namespaces are kept there already.
     pub fn start(dir: &Path, kinds: Vec<Kind>) -> Result<Self> {
-        let dir = prepare(dir)?;
+        let made = !dir.exists();
+        if made {
+            op(format_args!("mkdir({dir:?})"), || fs::create_dir(dir))?;
+        }
+        let dir = prepare(dir).inspect_err(|_| {
+            if made {
+                let _ = fs::remove_dir(dir);
+            }
+        })?;
         let kind = SockType::Stream;
         let (ours, theirs) =
             socketpair(AddressFamily::Unix, kind, None, SockFlag::SOCK_CLOEXEC).call(format_args!("socketpair()"))?;
@@ -81,11 +89,8 @@ fn keep_one(dir: &Path, pid: Pid, kind: Kind) -> Result<()> {
     })
 }
 
-/// Makes `dir`, if it is not there, a private mount of its own. Gives its absolute path.
+/// Makes `dir` a private mount of its own. Gives its absolute path.
 fn prepare(dir: &Path) -> Result<PathBuf> {
-    if !dir.exists() {
-        op(format_args!("mkdir({dir:?})"), || fs::create_dir(dir))?;
-    }
     let dir = fs::canonicalize(dir).call(format_args!("realpath({dir:?})"))?;
     let kept = kept_in(&dir)?;
     if let Some(kind) = kept.first() {
