@@ -11,10 +11,12 @@ use chain::trace::op;
 use chain::userns::{self, Maps};
 use chain::{Chain, Error, Outcome, Result, ResultExt};
 use nix::errno::Errno;
+use nix::fcntl::OFlag;
 use nix::libc;
 use nix::mount::{MsFlags, mount};
-use nix::sched::{CloneFlags, unshare};
-use nix::unistd::Pid;
+use nix::sched::{CloneFlags, setns, unshare};
+use nix::sys::stat::Mode;
+use nix::unistd::{Pid, chroot, fchdir};
 use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -185,21 +187,32 @@ fn explain_name(error: Error) -> Error {
 
 /// Cuts the new mounts from those that they are copies of, before the first mount is made.
 pub fn propagate(propagation: Propagation) -> Result<()> {
-    let set = |path: &Path| {
-        op(format_args!("mount({path:?}, MS_REC|{})", propagation.name()), || {
-            mount(None::<&str>, path, None::<&str>, propagation.flag() | MsFlags::MS_REC, None::<&str>)
+    let set = || {
+        op(format_args!("mount(\"/\", MS_REC|{})", propagation.name()), || {
+            mount(None::<&str>, "/", None::<&str>, propagation.flag() | MsFlags::MS_REC, None::<&str>)
         })
     };
-    match set(Path::new("/")) {
-        // The root is no mount point (a chroot): the mounts that can be reached from it are.
-        Err(error) if error.errno() == Some(Errno::EINVAL) => {
-            for mount in chain::mountinfo::read("self")?.into_iter().filter(|mount| !mount.propagation.is_empty()) {
-                set(&mount.point)?;
-            }
-            Ok(())
-        }
+    match set() {
+        Err(error) if error.errno() == Some(Errno::EINVAL) => outside_of_chroot(set),
         other => other,
     }
+}
+
+/// Does `work` with the root of the mount namespace as the root directory. In a chroot, the mount that its root is on has
+/// no name; and joining the mount namespace that one is in leads to its root.
+fn outside_of_chroot(work: impl FnOnce() -> Result<()>) -> Result<()> {
+    let hold = |path: &str| {
+        let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+        op(format_args!("open({path:?})"), || nix::fcntl::open(path, flags, Mode::empty()))
+    };
+    let (root, here) = (hold("/")?, hold(".")?);
+    let this = op(format_args!("pidfd_open(self)"), || process::pidfd_open(nix::unistd::getpid()))?;
+    op(format_args!("setns(self, CLONE_NEWNS)"), || setns(&this, CloneFlags::CLONE_NEWNS))?;
+    let done = work();
+    op(format_args!("fchdir(root)"), || fchdir(&root))?;
+    op(format_args!("chroot(\".\")"), || chroot("."))?;
+    op(format_args!("fchdir(here)"), || fchdir(&here))?;
+    done
 }
 
 /// The namespace that the kernel parameter `name` (with dots) belongs to.
@@ -323,8 +336,8 @@ pub fn remount_root() -> Result<()> {
     })?;
     let place = op(format_args!("open_tree(\"/\")"), || mount::open_tree(None, slash, 0))?;
     op(format_args!("move_mount(\"/\", \"/\")"), || mount::move_mount(&copy, &place))?;
-    op(format_args!("fchdir(\"/\")"), || nix::unistd::fchdir(&copy))?;
-    op(format_args!("chroot(\".\")"), || nix::unistd::chroot("."))
+    op(format_args!("fchdir(\"/\")"), || fchdir(&copy))?;
+    op(format_args!("chroot(\".\")"), || chroot("."))
 }
 
 #[cfg(test)]

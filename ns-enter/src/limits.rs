@@ -93,7 +93,10 @@ pub fn set_oom_score(value: i32) -> Result<()> {
     {
         Some(Errno::EACCES | Errno::EPERM) => {
             let now = fs::read_to_string(path).unwrap_or_default();
-            error.hint(format_args!("it is {} here, and only root of the machine may go lower", now.trim()))
+            error.hint(format_args!(
+                "it is {} here, and only root of the machine may go below what root has set",
+                now.trim()
+            ))
         }
         _ => error,
     })
