@@ -148,7 +148,7 @@ fn enter_root(chain: &mut Chain, request: &Request, manner: Option<Manner>) -> R
         let environment = request.environment.apply(chain.environment(), home)?;
         chain.set_environment(environment);
     }
-    let own_program = own_program::Identity::read();
+    let own_program = request.root.as_ref().map(|_| own_program::Identity::read());
     let outer_terminal = manner.map(|manner| Terminal::open(&manner));
     if let Some(root) = &request.root {
         if !request.keep_session
@@ -199,10 +199,10 @@ fn enter_root(chain: &mut Chain, request: &Request, manner: Option<Manner>) -> R
         _ => Ok(()),
     };
     let load = || filter.map_or(Ok(()), |filter| filter.load(seccomp::kept_capabilities()?));
-    identity::assume(chain, &identity, as_user, load)?;
-    if request.root.is_some() {
+    if let Some(own_program) = own_program {
         own_program.refuse(&request.command, chain)?;
     }
+    identity::assume(chain, &identity, as_user, load)?;
     if let Some(terminal) = terminal {
         terminal.take(chain)?;
     }
