@@ -68,6 +68,16 @@ pub fn move_mount(mount: impl AsFd, to: impl AsFd) -> Result<(), Errno> {
     Ok(())
 }
 
+/// Puts the mount `mount` at the name `path` in the directory `dir`; a symbolic link there is not followed.
+pub fn move_mount_at(mount: impl AsFd, dir: impl AsFd, path: &str) -> Result<(), Errno> {
+    const F_EMPTY_PATH: u32 = 0x4;
+    let path = c_string(path)?;
+    let (from, to) = (mount.as_fd().as_raw_fd(), dir.as_fd().as_raw_fd());
+    // SAFETY: both paths are C strings that outlive the call.
+    check(unsafe { libc::syscall(libc::SYS_move_mount, from, c"".as_ptr(), to, path.as_ptr(), F_EMPTY_PATH) })?;
+    Ok(())
+}
+
 /// A new file system of type `fs_type`, to be configured.
 pub fn fsopen(fs_type: &str) -> Result<OwnedFd, Errno> {
     const FSOPEN_CLOEXEC: u32 = 1;
@@ -246,4 +256,26 @@ pub fn llistxattr(path: &Path) -> Result<Vec<OsString>, Errno> {
         check(unsafe { libc::llistxattr(path.as_ptr(), names.as_mut_ptr().cast(), names.len()) } as libc::c_long)?;
     names.truncate(length as usize);
     Ok(names.split(|&b| b == 0).filter(|name| !name.is_empty()).map(|name| OsString::from_vec(name.to_vec())).collect())
+}
+
+/// Sets the extended attribute `name` of what `fd` is (fsetxattr(2)). Not for `O_PATH` descriptors.
+pub fn fsetxattr(fd: impl AsFd, name: &str, value: &[u8]) -> Result<(), Errno> {
+    let name = c_string(name)?;
+    // SAFETY: both buffers outlive the call, and the size passed is that of `value`.
+    check(
+        unsafe { libc::fsetxattr(fd.as_fd().as_raw_fd(), name.as_ptr(), value.as_ptr().cast(), value.len(), 0) }.into(),
+    )?;
+    Ok(())
+}
+
+/// Whether what `fd` is has the extended attribute `name` (fgetxattr(2)). Not for `O_PATH` descriptors.
+pub fn has_xattr(fd: impl AsFd, name: &str) -> Result<bool, Errno> {
+    let name = c_string(name)?;
+    // SAFETY: `name` outlives the call; with the size 0 the kernel writes no value.
+    let result = unsafe { libc::fgetxattr(fd.as_fd().as_raw_fd(), name.as_ptr(), ptr::null_mut(), 0) };
+    match check(result as libc::c_long) {
+        Ok(_) => Ok(true),
+        Err(Errno::ENODATA | Errno::EOPNOTSUPP) => Ok(false),
+        Err(errno) => Err(errno),
+    }
 }
