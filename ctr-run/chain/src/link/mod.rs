@@ -24,10 +24,13 @@ use std::path::PathBuf;
 
 type BeforeHook = Box<dyn FnOnce() -> Result<()>>;
 type AfterHook = Box<dyn FnOnce(Option<u8>)>;
+type SplitHook = Box<dyn FnOnce(u64) -> Result<()>>;
 
 /// What the links of a chain share while they run in one process.
 pub struct Chain {
     links: &'static [&'static Tool],
+    at_split: Vec<SplitHook>,
+    group: Option<OwnedFd>,
     before: Vec<BeforeHook>,
     after: Vec<AfterHook>,
     parent: Option<OwnedFd>,
@@ -40,7 +43,8 @@ pub const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bi
 impl Chain {
     /// A chain that calls `links` in this process.
     pub fn new(links: &'static [&'static Tool]) -> Self {
-        Chain { links, before: Vec::new(), after: Vec::new(), parent: None, environment: None }
+        let (at_split, before, after) = (Vec::new(), Vec::new(), Vec::new());
+        Chain { links, at_split, group: None, before, after, parent: None, environment: None }
     }
 
     /// Lets `tool` do its part with `args`.
@@ -85,7 +89,19 @@ impl Chain {
     /// Whether COMMAND will run in a child because of what a link before asked for ([`Chain::in_child`],
     /// [`Chain::after`]).
     pub fn will_split(&self) -> bool {
-        !self.before.is_empty() || !self.after.is_empty()
+        self.group.is_some() || !self.before.is_empty() || !self.after.is_empty()
+    }
+
+    /// The process that will wait does this just before it splits; it gets the `CLONE_NEW…` flags. Does not itself cause a
+    /// split.
+    pub fn at_split(&mut self, hook: impl FnOnce(u64) -> Result<()> + 'static) {
+        self.at_split.push(Box::new(hook));
+    }
+
+    /// The child that runs COMMAND starts in this cgroup, given as a descriptor of its directory in the unified hierarchy
+    /// (clone3(2), CLONE_INTO_CGROUP). Joining it later would stop all processes of the machine from forking for a while.
+    pub fn in_group(&mut self, dir: OwnedFd) {
+        self.group = Some(dir);
     }
 
     /// The child that runs COMMAND does this first. For what must not touch the parent that waits, such as joining a

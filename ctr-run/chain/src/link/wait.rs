@@ -96,11 +96,16 @@ impl Chain {
     }
 
     fn split(&mut self, init: bool, flags: u64, prepare: impl FnOnce(Pid) -> Result<()>) -> Result<Forked> {
+        for hook in std::mem::take(&mut self.at_split) {
+            hook(flags)?;
+        }
+        let group = self.group.take();
         let (family, kind) = (AddressFamily::Unix, SockType::SeqPacket);
         let (own, childs) =
             socketpair(family, kind, None, SockFlag::SOCK_CLOEXEC).call(format_args!("socketpair(AF_UNIX)"))?;
         let blocked = Blocked::all()?;
-        let side = trace::op(format_args!("clone3({})", clone_flags(flags)), || process::clone3(flags));
+        let shown = clone_flags(flags | if group.is_some() { process::INTO_CGROUP } else { 0 });
+        let side = trace::op(format_args!("clone3({shown})"), || process::clone3_into(flags, group.as_ref()));
         let (pid, pidfd) = match side {
             Err(error) => {
                 blocked.restore();
@@ -475,16 +480,17 @@ fn signal_name(signal: i32) -> String {
 
 /// The names of `CLONE_NEW…` flags, as in clone(2).
 pub fn clone_flags(flags: u64) -> String {
-    const NAMES: [(i32, &str); 8] = [
-        (nix::libc::CLONE_NEWUSER, "CLONE_NEWUSER"),
-        (nix::libc::CLONE_NEWNS, "CLONE_NEWNS"),
-        (nix::libc::CLONE_NEWPID, "CLONE_NEWPID"),
-        (nix::libc::CLONE_NEWNET, "CLONE_NEWNET"),
-        (nix::libc::CLONE_NEWIPC, "CLONE_NEWIPC"),
-        (nix::libc::CLONE_NEWUTS, "CLONE_NEWUTS"),
-        (nix::libc::CLONE_NEWCGROUP, "CLONE_NEWCGROUP"),
+    const NAMES: [(u64, &str); 9] = [
+        (process::INTO_CGROUP, "CLONE_INTO_CGROUP"),
+        (nix::libc::CLONE_NEWUSER as u64, "CLONE_NEWUSER"),
+        (nix::libc::CLONE_NEWNS as u64, "CLONE_NEWNS"),
+        (nix::libc::CLONE_NEWPID as u64, "CLONE_NEWPID"),
+        (nix::libc::CLONE_NEWNET as u64, "CLONE_NEWNET"),
+        (nix::libc::CLONE_NEWIPC as u64, "CLONE_NEWIPC"),
+        (nix::libc::CLONE_NEWUTS as u64, "CLONE_NEWUTS"),
+        (nix::libc::CLONE_NEWCGROUP as u64, "CLONE_NEWCGROUP"),
         (0x80, "CLONE_NEWTIME"),
     ];
-    let names: Vec<&str> = NAMES.iter().filter(|(flag, _)| flags & *flag as u64 != 0).map(|(_, name)| *name).collect();
+    let names: Vec<&str> = NAMES.iter().filter(|(flag, _)| flags & flag != 0).map(|(_, name)| *name).collect();
     if names.is_empty() { "0".into() } else { names.join("|") }
 }

@@ -55,20 +55,31 @@ pub enum Side {
     Parent(Pid, OwnedFd),
 }
 
+/// CLONE_INTO_CGROUP (Linux 5.7): the new process starts in a cgroup of the unified hierarchy.
+pub const INTO_CGROUP: u64 = 0x2_0000_0000;
+
 /// A new process that goes on here, as fork(2) makes it, in new namespaces if `flags` has `CLONE_NEW…`; its end raises
 /// SIGCHLD. Linux 5.3. Only for single-threaded processes: nothing is done for locks that another thread holds.
 pub fn clone3(flags: u64) -> Result<Side, Errno> {
+    clone3_into(flags, None)
+}
+
+/// As [`clone3`]; the new process starts in the unified hierarchy's cgroup whose directory `group` is (Linux 5.7).
+pub fn clone3_into(flags: u64, group: Option<&OwnedFd>) -> Result<Side, Errno> {
     let mut pidfd: RawFd = -1;
-    let flags = flags | libc::CLONE_PIDFD as u64;
-    let mut arguments = [0u64; 8];
-    arguments[0] = flags;
+    let mut arguments = [0u64; 11];
+    arguments[0] = flags | libc::CLONE_PIDFD as u64;
     arguments[1] = &raw mut pidfd as u64;
     arguments[4] = libc::SIGCHLD as u64;
-    // SAFETY: `arguments` is a `struct clone_args` of its first size (64 bytes); without CLONE_VM the child has its own
+    if let Some(group) = group {
+        arguments[0] |= INTO_CGROUP;
+        arguments[10] = group.as_raw_fd() as u64;
+    }
+    // SAFETY: `arguments` is a `struct clone_args` of its third size (88 bytes); without CLONE_VM the child has its own
     // copy of this single-threaded process. The kernel writes the descriptor to `pidfd`, which outlives the call.
     let mut pid = check(unsafe { libc::syscall(libc::SYS_clone3, &arguments, size_of_val(&arguments)) });
     // Seccomp filters that cannot look into clone3's arguments answer so, in order that clone(2) is used.
-    if pid == Err(Errno::ENOSYS) && flags & !0xffff_ff00 == 0 {
+    if pid == Err(Errno::ENOSYS) && flags & !0xffff_ff00 == 0 && group.is_none() {
         let flags = flags | libc::SIGCHLD as u64;
         // SAFETY: as above. The arguments are flags, stack, and where the kernel writes the descriptor; the last two, of
         // which the order differs between architectures, are not used.
