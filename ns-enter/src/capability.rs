@@ -136,6 +136,7 @@ impl Wanted {
                 Ok(sets)
             }
             Wanted::Change { drop, add, ambient } => {
+                let ambient = if ambient == ALL { now.permitted & now.bounding } else { ambient };
                 let add = (if add == ALL { now.bounding } else { add }) | ambient;
                 available("bounding", add, now.bounding)?;
                 available("permitted", ambient, now.permitted)?;
@@ -238,6 +239,8 @@ mod tests {
         let ambient = Wanted::Change { drop: ALL, add: 0, ambient: 0x2 };
         let sets = Sets { bounding: 2, effective: 2, permitted: 2, inheritable: 2, ambient: 2 };
         assert_eq!(ambient.resolve(NOW, 1000).unwrap(), sets);
+        let all = Wanted::Change { drop: 0, add: 0, ambient: ALL }.resolve(NOW, 1000).unwrap();
+        assert_eq!(all, Sets { bounding: 0xff, effective: 0xff, permitted: 0xff, inheritable: 0xff, ambient: 0xff });
     }
 
     #[test]

@@ -85,6 +85,9 @@ pub struct Cli {
     /// All subordinate ids of the caller too
     #[arg(long, help_heading = MAPS, conflicts_with_all = ["map_users", "map_groups"])]
     map_auto: bool,
+    /// The caller's own and subordinate ids as themselves
+    #[arg(long, help_heading = MAPS, conflicts_with_all = ["map_root", "map_user", "map_group", "map_auto", "map_users", "map_groups"])]
+    map_same: bool,
     /// These users; repeatable
     #[arg(long, help_heading = MAPS, value_name = "INNER:OUTER:COUNT")]
     map_users: Vec<String>,
@@ -136,6 +139,9 @@ pub struct Cli {
     /// User and group by name or number
     #[arg(long = "as", help_heading = WHO, value_name = "USER[:GROUP]")]
     as_user: Option<String>,
+    /// Keep the caller's ids where a user namespace is joined, instead of becoming its root
+    #[arg(long, help_heading = WHO, conflicts_with = "as_user")]
+    keep_ids: bool,
     /// Take a capability away, or all; repeatable
     #[arg(long, help_heading = WHO, value_name = "CAP", value_delimiter = ',')]
     cap_drop: Vec<String>,
@@ -244,6 +250,7 @@ impl Cli {
             make_workdir: self.make_workdir,
             keep_session: self.keep_session,
             user: self.as_user.as_deref().map(Wanted::parse).transpose()?,
+            keep_ids: self.keep_ids,
             capabilities,
             no_new_privs: self.no_new_privs,
             seccomp: self.seccomp.map(Profile::parse),
@@ -309,6 +316,9 @@ impl Cli {
                     .hint("map both, or add --map-root for the caller's own"));
             }
             return Ok(Some(Map::Ranges { own, users, groups }));
+        }
+        if self.map_same {
+            return Ok(Some(Map::Same));
         }
         let (user, group) = own.unwrap_or((0, 0));
         Ok(match self.map_auto {

@@ -117,7 +117,7 @@ fn enter_namespaces(chain: &mut Chain, request: &mut Request) -> Result<Option<O
     let death_signal = process::parent_death_signal().call(format_args!("prctl(PR_GET_PDEATHSIG)"))?;
     join::join(selection, request.target, request.all)?;
     if matches!(selection.origin(Kind::User), Some(Origin::Target | Origin::Path(_))) {
-        if request.user.is_none() {
+        if request.user.is_none() && !request.keep_ids {
             identity::become_root_of_joined()?;
         }
         // The kernel forgets it where a process gains capabilities.

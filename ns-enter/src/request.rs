@@ -40,6 +40,8 @@ pub struct Request {
     pub keep_session: bool,
     /// Who COMMAND runs as.
     pub user: Option<Wanted>,
+    /// Whether the ids stay the caller's where a user namespace is joined.
+    pub keep_ids: bool,
     /// COMMAND's capabilities.
     pub capabilities: Option<capability::Wanted>,
     /// No program may give more privileges.
@@ -71,6 +73,8 @@ pub enum Map {
     Own(u32, u32),
     /// The caller's own ids as these inside, and all its subordinate ids around them from 0 up.
     Auto(u32, u32),
+    /// The caller's own ids and all its subordinate ids as themselves, so that what maps them again inside finds them.
+    Same,
     /// The caller's own ids, if given, and these ranges.
     Ranges {
         /// The caller's own ids, as these inside.
@@ -92,6 +96,13 @@ impl Map {
                 let mut maps = Maps::auto()?;
                 maps.users = around(&maps.users, *user);
                 maps.groups = around(&maps.groups, *group);
+                maps
+            }
+            Map::Same => {
+                let mut maps = Maps::auto()?;
+                for range in maps.users.iter_mut().chain(&mut maps.groups) {
+                    range.inner = range.outer;
+                }
                 maps
             }
             Map::Ranges { own, users, groups } => {

@@ -349,6 +349,9 @@ fn all_of_a_target_can_be_joined() {
             let root = Scratch::new(Who::Root);
             let text = inside(&root, &format!("--target {pid} --all"), LIST).ok();
             assert_eq!(namespaces(&text), namespaces(&list));
+            assert_eq!(inside(&root, &format!("--target {pid} --all"), "id -u").ok(), "0\n");
+            // Root outside has no id inside.
+            assert_eq!(inside(&root, &format!("--target {pid} --all --keep-ids"), "id -u").ok(), "65534\n");
         }
     }
 }
