@@ -80,10 +80,10 @@ pub fn clone3_into(flags: u64, group: Option<&OwnedFd>) -> Result<Side, Errno> {
     let mut pid = check(unsafe { libc::syscall(libc::SYS_clone3, &arguments, size_of_val(&arguments)) });
     // Seccomp filters that cannot look into clone3's arguments answer so, in order that clone(2) is used.
     if pid == Err(Errno::ENOSYS) && flags & !0xffff_ff00 == 0 && group.is_none() {
-        let flags = flags | libc::SIGCHLD as u64;
+        let flags = arguments[0] | libc::SIGCHLD as u64;
         // SAFETY: as above. The arguments are flags, stack, and where the kernel writes the descriptor; the last two, of
         // which the order differs between architectures, are not used.
-        pid = check(unsafe { libc::syscall(libc::SYS_clone, flags, 0, &raw mut pidfd, 0, 0) });
+        pid = check(unsafe { libc::syscall(libc::SYS_clone, flags, 0u64, &raw mut pidfd, 0u64, 0u64) });
     }
     let pid = pid?;
     if pid == 0 {
