@@ -1,5 +1,9 @@
 //! /proc/PID/mountinfo (proc_pid_mountinfo(5)).
 
+mod users;
+
+pub use users::{Role, User, overlays_using};
+
 use crate::error::{Result, ResultExt};
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt;

@@ -261,10 +261,9 @@ pub fn llistxattr(path: &Path) -> Result<Vec<OsString>, Errno> {
 /// Sets the extended attribute `name` of what `fd` is (fsetxattr(2)). Not for `O_PATH` descriptors.
 pub fn fsetxattr(fd: impl AsFd, name: &str, value: &[u8]) -> Result<(), Errno> {
     let name = c_string(name)?;
+    let fd = fd.as_fd().as_raw_fd();
     // SAFETY: both buffers outlive the call, and the size passed is that of `value`.
-    check(
-        unsafe { libc::fsetxattr(fd.as_fd().as_raw_fd(), name.as_ptr(), value.as_ptr().cast(), value.len(), 0) }.into(),
-    )?;
+    check(unsafe { libc::fsetxattr(fd, name.as_ptr(), value.as_ptr().cast(), value.len(), 0) }.into())?;
     Ok(())
 }
 
