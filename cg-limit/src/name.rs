@@ -1,0 +1,72 @@
+//! Names of groups.
+
+use chain::{Error, Result};
+use std::fmt;
+use std::path::{Component, Path};
+
+/// A group's name: a relative path, `web` or `team/web`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Name(String);
+
+impl Name {
+    /// From an argument or from `linux.cgroupsPath`. Errors: empty, `..`, control characters, and systemd's form
+    /// `slice:prefix:name`, which is no path.
+    pub fn parse(text: &str) -> Result<Self> {
+        let name = text.trim_start_matches('/').trim_end_matches('/');
+        let wrong = |why: &str| Err(Error::usage(format_args!("group {text:?}: {why}")));
+        if name.is_empty() {
+            return wrong("no name");
+        }
+        if name.contains(':') {
+            return wrong("systemd's form of a group; give a path, as in /web");
+        }
+        let plain = Path::new(name).components().all(|part| matches!(part, Component::Normal(_)));
+        if !plain || name.chars().any(char::is_control) || name.split('/').any(str::is_empty) {
+            return wrong("not a name");
+        }
+        Ok(Name(name.into()))
+    }
+
+    /// A name that nobody has.
+    pub fn random() -> Result<Self> {
+        let mut bytes = [0u8; 6];
+        chain::trace::op(format_args!("read(\"/dev/urandom\")"), || {
+            use std::io::Read;
+            std::fs::File::open("/dev/urandom")?.read_exact(&mut bytes)
+        })?;
+        let digits: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+        Ok(Name(format!("ctr-{digits}")))
+    }
+
+    /// As a path below the top of a hierarchy.
+    pub fn path(&self) -> &Path {
+        Path::new(&self.0)
+    }
+
+    /// As `linux.cgroupsPath`.
+    pub fn to_oci(&self) -> String {
+        format!("/{}", self.0)
+    }
+}
+
+impl fmt::Display for Name {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?}", self.0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_stay_below_the_top() {
+        for (text, name) in [("web", "web"), ("/web", "web"), ("/a/b/", "a/b"), ("...", "...")] {
+            assert_eq!(Name::parse(text).unwrap().path(), Path::new(name), "{text}");
+        }
+        for text in ["", "/", "..", "a/../b", "a//b", "./a", "a\nb", "system.slice:docker:x"] {
+            assert!(Name::parse(text).is_err(), "{text:?}");
+        }
+        assert_ne!(Name::random().unwrap(), Name::random().unwrap());
+    }
+}
