@@ -134,7 +134,10 @@ impl Chain {
         }
         let status = Waiter::new(pid, pidfd, own, parent, init).wait();
         self.run_after(status.as_ref().ok().copied());
-        blocked.restore();
+        if !init {
+            // An init ends now; until it has, nothing that is sent to it shall look as if it were dropped.
+            blocked.restore();
+        }
         Ok(Forked::Parent(Outcome::Status(status?)))
     }
 
@@ -225,7 +228,9 @@ impl<'a> Waiter<'a> {
                 Ok((signal, _)) if signal == Signal::SIGCHLD as i32 => {
                     if let Some(status) = self.reap()? {
                         self.finish();
-                        return Ok(ended_by.unwrap_or(status));
+                        // Unless it ended by itself before.
+                        let killed = status == 128 + Signal::SIGKILL as u8;
+                        return Ok(ended_by.filter(|_| killed).unwrap_or(status));
                     }
                     continue;
                 }
@@ -276,7 +281,8 @@ impl<'a> Waiter<'a> {
     /// within `limit`.
     fn next(&mut self, limit: Option<Duration>) -> Result<(i32, i32), Errno> {
         let end = limit.map(|limit| Instant::now() + limit);
-        while self.child.is_some() || self.relay.is_some() {
+        // An init is seen to block its signals, see `waits_for_signals`.
+        while self.child.is_some() || self.relay.is_some() || self.init {
             let left = end.map(|end| end.saturating_duration_since(Instant::now()));
             if let Some(signal) = self.attend(left)? {
                 return Ok(signal);
@@ -470,8 +476,16 @@ fn fate_in_first_process(pid: Pid, signal: i32) -> Fate {
     match (has("SigCgt:") || has("SigIgn:"), has("SigBlk:")) {
         (true, _) => Fate::Taken,
         (false, true) => Fate::Blocked,
+        (false, false) if waits_for_signals(pid) => Fate::Taken,
         (false, false) => Fate::Dropped(action),
     }
+}
+
+/// Whether `pid` is in sigtimedwait(2), as inits are most of the time: the kernel shows the signals that are waited for as not
+/// blocked meanwhile, and does not drop them.
+fn waits_for_signals(pid: Pid) -> bool {
+    let call = std::fs::read_to_string(format!("/proc/{pid}/syscall")).unwrap_or_default();
+    call.split(' ').next().and_then(|number| number.parse().ok()) == Some(nix::libc::SYS_rt_sigtimedwait)
 }
 
 fn signal_name(signal: i32) -> String {
