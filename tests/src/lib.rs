@@ -5,6 +5,7 @@
 
 pub mod image;
 pub mod rootfs;
+pub mod terminal;
 
 use std::ffi::{OsStr, OsString};
 use std::fs;
