@@ -20,6 +20,62 @@ pub fn change(kept: &[String], add: &[String], drop: &[String]) -> Result<Vec<St
     Ok(out)
 }
 
+/// The names that a list made by [`change`] stands for; `all` is what the kernel of this project's floor knows
+/// (capabilities(7)).
+pub fn listed(kept: &[String]) -> Vec<String> {
+    match kept.split_first() {
+        Some((first, dropped)) if first == "all" => {
+            let gone = |name: &&str| dropped.iter().any(|dropped| dropped.strip_prefix('-') == Some(name));
+            ALL.iter().filter(|name| !gone(name)).map(|name| name.to_string()).collect()
+        }
+        _ => kept.to_vec(),
+    }
+}
+
+const ALL: [&str; 41] = [
+    "CAP_CHOWN",
+    "CAP_DAC_OVERRIDE",
+    "CAP_DAC_READ_SEARCH",
+    "CAP_FOWNER",
+    "CAP_FSETID",
+    "CAP_KILL",
+    "CAP_SETGID",
+    "CAP_SETUID",
+    "CAP_SETPCAP",
+    "CAP_LINUX_IMMUTABLE",
+    "CAP_NET_BIND_SERVICE",
+    "CAP_NET_BROADCAST",
+    "CAP_NET_ADMIN",
+    "CAP_NET_RAW",
+    "CAP_IPC_LOCK",
+    "CAP_IPC_OWNER",
+    "CAP_SYS_MODULE",
+    "CAP_SYS_RAWIO",
+    "CAP_SYS_CHROOT",
+    "CAP_SYS_PTRACE",
+    "CAP_SYS_PACCT",
+    "CAP_SYS_ADMIN",
+    "CAP_SYS_BOOT",
+    "CAP_SYS_NICE",
+    "CAP_SYS_RESOURCE",
+    "CAP_SYS_TIME",
+    "CAP_SYS_TTY_CONFIG",
+    "CAP_MKNOD",
+    "CAP_LEASE",
+    "CAP_AUDIT_WRITE",
+    "CAP_AUDIT_CONTROL",
+    "CAP_SETFCAP",
+    "CAP_MAC_OVERRIDE",
+    "CAP_MAC_ADMIN",
+    "CAP_SYSLOG",
+    "CAP_WAKE_ALARM",
+    "CAP_BLOCK_SUSPEND",
+    "CAP_AUDIT_READ",
+    "CAP_PERFMON",
+    "CAP_BPF",
+    "CAP_CHECKPOINT_RESTORE",
+];
+
 fn names(list: &[String]) -> Result<Vec<String>> {
     list.iter().flat_map(|names| names.split(',')).map(name).collect()
 }

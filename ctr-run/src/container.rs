@@ -293,23 +293,6 @@ impl Container {
         Ok(())
     }
 
-    /// The container as a document, for `--print=oci`: what came, with the flags in it.
-    ///
-    /// Errors: arguments or paths that are not UTF-8, which JSON cannot hold.
-    pub fn to_document(&self) -> Result<Document> {
-        let texts = |list: &[OsString]| list.iter().map(chain::document::path_text).collect::<Result<Vec<_>>>();
-        let mut document = self.document.clone();
-        document.set("process/args", texts(&self.args)?);
-        document.set("process/env", texts(&self.env)?);
-        document.set("process/cwd", chain::document::path_text(&self.cwd)?);
-        document.set("process/terminal", self.tty);
-        document.set("process/noNewPrivileges", self.no_new_privileges);
-        if let Some(hostname) = &self.hostname {
-            document.set("hostname", hostname.as_str());
-        }
-        Ok(document)
-    }
-
     /// The namespace of that name.
     pub fn namespace(&self, name: &str) -> &Namespace {
         self.namespaces.iter().find(|(known, _)| *known == name).map_or(&Namespace::Host, |(_, namespace)| namespace)

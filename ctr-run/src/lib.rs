@@ -8,6 +8,7 @@ mod capabilities;
 mod cli;
 mod container;
 mod limits;
+mod oci;
 mod place;
 mod plan;
 mod print;
@@ -70,7 +71,7 @@ fn start(chain: &mut Chain, cli: &Cli, store: &Store) -> Result<Outcome> {
     }
     match cli.print {
         Some(Print::Sh) => Ok(Outcome::Text(script(&container, store))),
-        Some(Print::Oci) => container.to_document().map(Outcome::Document),
+        Some(Print::Oci) => oci::document(&container).map(Outcome::Document),
         None => execute(chain, cli, container, store),
     }
 }

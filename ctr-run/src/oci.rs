@@ -1,0 +1,171 @@
+//! `--print=oci`: the container as an OCI runtime configuration, for any runtime.
+//!
+//! The layers are in our member `layers`; `layer-mount --from - DIR` mounts them and writes `root`.
+
+use crate::container::{Container, Namespace, Root};
+use chain::document::{Document, path_text};
+use chain::userns::{Maps, Range};
+use chain::{Error, Result, size};
+use serde_json::{Value, json};
+use std::ffi::OsString;
+
+/// Docker's documented defaults.
+const MASKED: [&str; 11] = [
+    "/proc/acpi",
+    "/proc/asound",
+    "/proc/interrupts",
+    "/proc/kcore",
+    "/proc/keys",
+    "/proc/latency_stats",
+    "/proc/sched_debug",
+    "/proc/scsi",
+    "/proc/timer_list",
+    "/proc/timer_stats",
+    "/sys/firmware",
+];
+const READ_ONLY: [&str; 5] = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
+
+/// The configuration of `container`: what its document said, with the flags in it.
+///
+/// Errors: arguments that are not UTF-8, which JSON cannot hold; a user by name that is not in the document; id maps that
+/// cannot be read.
+pub fn document(container: &Container) -> Result<Document> {
+    let mut document = container.document.clone();
+    process(container, &mut document)?;
+    document.set("root/readonly", container.read_only);
+    if let Root::Directory(path) = &container.root {
+        document.set("root/path", path_text(path)?);
+    }
+    if let Some(hostname) = &container.hostname {
+        document.set("hostname", hostname.as_str());
+    }
+    let mut mounts = api_mounts(container);
+    mounts.extend(container.document.list("mounts")?.iter().cloned());
+    document.set("mounts", mounts);
+    namespaces(container, &mut document)?;
+    if container.masks {
+        document.set("linux/maskedPaths", json!(MASKED));
+        document.set("linux/readonlyPaths", json!(READ_ONLY));
+    }
+    for sysctl in &container.sysctls {
+        let (name, value) = sysctl.split_once('=').unwrap_or((sysctl, ""));
+        let mut all = document.remove("linux/sysctl").unwrap_or_else(|| json!({}));
+        all[name] = value.into();
+        document.set("linux/sysctl", all);
+    }
+    resources(container, &mut document)?;
+    Ok(document)
+}
+
+fn process(container: &Container, document: &mut Document) -> Result<()> {
+    let texts = |list: &[OsString]| list.iter().map(path_text).collect::<Result<Vec<_>>>();
+    document.set("process/args", texts(&container.args)?);
+    document.set("process/env", texts(&container.env)?);
+    document.set("process/cwd", path_text(&container.cwd)?);
+    document.set("process/terminal", container.tty);
+    document.set("process/noNewPrivileges", container.no_new_privileges);
+    user(container, document)?;
+    let kept = crate::capabilities::listed(&container.capabilities);
+    // As Docker: a user other than root starts with none in force.
+    let root = document.number("process/user/uid")? == Some(0);
+    let in_force = if root { kept.clone() } else { Vec::new() };
+    document.set("process/capabilities", json!({"bounding": kept, "effective": in_force, "permitted": in_force}));
+    let limits: Vec<Value> = container.ulimits.iter().filter_map(|limit| rlimit(limit)).collect();
+    if !limits.is_empty() {
+        document.set("process/rlimits", limits);
+    }
+    Ok(())
+}
+
+fn user(container: &Container, document: &mut Document) -> Result<()> {
+    if document.text("process/user/username")? == Some(&container.user) && document.get("process/user/uid").is_some() {
+        document.remove("process/user/username");
+        return Ok(());
+    }
+    let (user, group) = container.user.split_once(':').unwrap_or((&container.user, "0"));
+    match (user.parse::<u32>(), group.parse::<u32>()) {
+        (Ok(uid), Ok(gid)) => document.set("process/user", json!({"uid": uid, "gid": gid})),
+        _ => {
+            return Err(Error::usage(format_args!("--print=oci: user {:?} is a name", container.user))
+                .hint("an OCI configuration takes numbers: -u UID:GID"));
+        }
+    }
+    Ok(())
+}
+
+fn rlimit(limit: &str) -> Option<Value> {
+    let (name, values) = limit.split_once('=')?;
+    let (soft, hard) = values.split_once(':').unwrap_or((values, values));
+    let number = |text: &str| if matches!(text, "unlimited" | "-1") { Some(u64::MAX) } else { text.parse().ok() };
+    Some(json!({"type": format!("RLIMIT_{}", name.to_ascii_uppercase()), "soft": number(soft)?, "hard": number(hard)?}))
+}
+
+fn api_mounts(container: &Container) -> Vec<Value> {
+    let mount = |at: &str, kind: &str, options: &[&str]| json!({"destination": at, "type": kind, "source": kind, "options": options});
+    let shm = format!("size={}", container.shm_size.as_deref().unwrap_or("65536k"));
+    let pts: &[&str] = &["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620"];
+    let mut mounts = vec![
+        mount("/proc", "proc", &["nosuid", "noexec", "nodev"]),
+        mount("/dev", "tmpfs", &["nosuid", "strictatime", "mode=755", "size=65536k"]),
+        mount("/dev/pts", "devpts", pts),
+        mount("/dev/shm", "tmpfs", &["nosuid", "noexec", "nodev", "mode=1777", &shm]),
+        mount("/dev/mqueue", "mqueue", &["nosuid", "noexec", "nodev"]),
+    ];
+    if container.namespace("network") != &Namespace::Host || !container.user_namespace {
+        mounts.push(mount("/sys", "sysfs", &["nosuid", "noexec", "nodev", "ro"]));
+    }
+    if container.namespace("cgroup") == &Namespace::New {
+        mounts.push(mount("/sys/fs/cgroup", "cgroup", &["nosuid", "noexec", "nodev", "relatime", "ro"]));
+    }
+    mounts
+}
+
+fn namespaces(container: &Container, document: &mut Document) -> Result<()> {
+    let mut list = vec![json!({"type": "mount"})];
+    for (name, namespace) in &container.namespaces {
+        match namespace {
+            Namespace::New => list.push(json!({"type": name})),
+            Namespace::Path(path) => list.push(json!({"type": name, "path": path_text(path)?})),
+            Namespace::Host => {}
+        }
+    }
+    if container.user_namespace {
+        list.push(json!({"type": "user"}));
+        let maps = Maps::auto()?;
+        let range = |r: &Range| json!({"containerID": r.inner, "hostID": r.outer, "size": r.count});
+        document.set("linux/uidMappings", maps.users.iter().map(range).collect::<Vec<_>>());
+        document.set("linux/gidMappings", maps.groups.iter().map(range).collect::<Vec<_>>());
+    }
+    document.set("linux/namespaces", list);
+    Ok(())
+}
+
+/// The limits of the flags, as the kernel's units: bytes, microseconds, counts.
+fn resources(container: &Container, document: &mut Document) -> Result<()> {
+    for limit in &container.limits {
+        let text = limit.to_string_lossy();
+        let (option, value) = text.split_once('=').unwrap_or((&text, ""));
+        let bytes = || size::parse_limit(value).map(|bytes| bytes.map_or(-1, |bytes| bytes as i64));
+        match option {
+            "--memory" => document.set("linux/resources/memory/limit", bytes()?),
+            "--memory-swap" => document.set("linux/resources/memory/swap", bytes()?),
+            "--pids" => {
+                document.set("linux/resources/pids/limit", if value == "max" { -1 } else { value.parse().unwrap_or(0) })
+            }
+            "--cpu-shares" => document.set("linux/resources/cpu/shares", value.parse::<u64>().unwrap_or(0)),
+            "--cpuset-cpus" => document.set("linux/resources/cpu/cpus", value),
+            "--cpuset-mems" => document.set("linux/resources/cpu/mems", value),
+            "--cpus" => {
+                let cpus: f64 =
+                    value.parse().map_err(|_| Error::usage(format_args!("--cpus {value:?}: not a number")))?;
+                document.set("linux/resources/cpu/quota", (cpus * 100_000.0).round() as i64);
+                document.set("linux/resources/cpu/period", 100_000);
+            }
+            "--name" => {}
+            other => {
+                return Err(Error::usage(format_args!("--print=oci: {other} has no place in an OCI configuration")));
+            }
+        }
+    }
+    Ok(())
+}
