@@ -8,10 +8,10 @@ use chain::link::candidates;
 use chain::trace::note;
 use chain::{Error, Result, ResultExt};
 use nix::errno::Errno;
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::fs::File;
-use std::os::fd::AsRawFd;
 use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
 use std::process::{Command, Stdio};
 
 const PROGRAM: &str = "fuse-overlayfs";
@@ -23,11 +23,22 @@ const SPECIAL: &[u8] = b":,\\";
 ///
 /// Errors: the program is missing or fails, with what it says.
 pub fn mount(layers: &Layers, writable: Option<&Writable>, at: &Target) -> Result<()> {
-    let options = options(layers, writable)?;
-    let at = at.real_path()?;
+    let point = at.real_path()?;
+    let Some(memory) = writable.filter(|writable| writable.memory.is_some()) else {
+        return serve(&options(layers, writable, None)?, &point);
+    };
+    // The program wants names, which the memory has only while it is mounted.
+    let mount = memory.while_attached(at, || {
+        serve(&options(layers, writable, Some(&point))?, &point)?;
+        at.detach()
+    })?;
+    at.attach(mount)
+}
+
+fn serve(options: &OsStr, at: &Path) -> Result<()> {
     note(format_args!("{PROGRAM} -o {options:?} {at:?}"));
     let mut command = Command::new(PROGRAM);
-    command.arg("-o").arg(&options).arg(&at).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+    command.arg("-o").arg(options).arg(at).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
     let output = command.output().call(format_args!("{PROGRAM}({at:?})")).map_err(|error| match error.errno() {
         Some(Errno::ENOENT) => error.hint("install fuse-overlayfs, or leave --fuse out"),
         _ => error,
@@ -36,7 +47,8 @@ pub fn mount(layers: &Layers, writable: Option<&Writable>, at: &Target) -> Resul
         return Ok(());
     }
     let said = String::from_utf8_lossy(&output.stderr);
-    let said: Vec<&str> = said.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
+    let noise = |line: &&str| line.is_empty() || line.starts_with("unknown argument ignored");
+    let said: Vec<&str> = said.lines().map(str::trim).filter(|line| !noise(line)).collect();
     let error = Error::new(format_args!("{PROGRAM}({at:?}): {}: {}", output.status, said.join(", ")));
     Err(match device() {
         Err(cause) => error.hint(cause),
@@ -58,8 +70,9 @@ fn device() -> Result<()> {
     File::options().read(true).write(true).open(DEVICE).map(drop).call(format_args!("open({DEVICE:?}, O_RDWR)"))
 }
 
-fn options(layers: &Layers, writable: Option<&Writable>) -> Result<OsString> {
-    let mut text = OsString::from("fsname=layer-mount,lowerdir=");
+/// The program's options; `memory` is where the writable layer in memory is mounted.
+fn options(layers: &Layers, writable: Option<&Writable>, memory: Option<&Path>) -> Result<OsString> {
+    let mut text = OsString::from("lowerdir=");
     for (i, layer) in layers.all().iter().rev().enumerate() {
         text.push(if i == 0 { "" } else { ":" });
         text.push(escaped(real_path(layer)?.as_os_str(), SPECIAL));
@@ -68,12 +81,10 @@ fn options(layers: &Layers, writable: Option<&Writable>) -> Result<OsString> {
         text.push(",ro");
         return Ok(text);
     };
-    for (key, file) in [(",upperdir=", &writable.upper), (",workdir=", &writable.work)] {
-        // What is mounted nowhere has a name only as a descriptor of ours.
-        let path = match writable.memory {
-            Some(_) => format!("/proc/{}/fd/{}", std::process::id(), file.as_raw_fd()).into(),
-            None => real_path(file)?,
-        };
+    let directories =
+        [(",upperdir=", &writable.upper, &writable.upper_path), (",workdir=", &writable.work, &writable.work_path)];
+    for (key, file, path) in directories {
+        let path = memory.map_or_else(|| real_path(file), |memory| Ok(memory.join(path)))?;
         text.push(key);
         text.push(escaped(path.as_os_str(), SPECIAL));
     }

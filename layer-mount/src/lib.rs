@@ -67,6 +67,7 @@ fn attach(request: &Request, layers: &Layers, at: &Target) -> Result<()> {
     let writable = match &request.upper {
         Upper::None if layers.all().len() == 1 && !request.fuse => return bind::mount(top, at),
         Upper::None => None,
+        Upper::Directory { upper, work } if request.fuse => Some(Writable::unmarked(upper, work, top, initial)?),
         Upper::Directory { upper, work } => Some(Writable::directories(upper, work, top, initial)?),
         Upper::Scratch(size) => Some(Writable::scratch(*size, top, initial)?),
     };

@@ -60,10 +60,7 @@ impl Overlay<'_> {
         // Mounted on the memory, taken off it, and put where that was.
         let mount = writable.while_attached(at, || {
             self.by_mount(at)?;
-            let path = at.real_path()?;
-            op(format_args!("open_tree({path:?}, OPEN_TREE_CLONE)"), || {
-                mount::open_tree(None, &path, mount::OPEN_TREE_CLONE)
-            })
+            at.detach()
         })?;
         at.attach(mount)
     }

@@ -6,6 +6,7 @@ use chain::trace::op;
 use chain::{Error, Result, ResultExt};
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
+use nix::mount::{MntFlags, umount2};
 use nix::sys::stat::Mode;
 use nix::sys::statfs::{OVERLAYFS_SUPER_MAGIC, fstatfs};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -48,6 +49,24 @@ impl Target {
     /// The absolute path, without links.
     pub fn real_path(&self) -> Result<PathBuf> {
         real_path(&self.fd)
+    }
+
+    /// Takes the mount on top off again: it is then nowhere.
+    pub fn detach(&self) -> Result<OwnedFd> {
+        let path = self.real_path()?;
+        let mount = op(format_args!("open_tree({path:?}, OPEN_TREE_CLONE)"), || {
+            mount::open_tree(None, &path, mount::OPEN_TREE_CLONE)
+        })?;
+        self.remove()?;
+        Ok(mount)
+    }
+
+    /// Unmounts the mount on top.
+    pub fn remove(&self) -> Result<()> {
+        let path = self.real_path()?;
+        op(format_args!("umount2({path:?}, MNT_DETACH)"), || {
+            umount2(&path, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW)
+        })
     }
 
     /// Puts a detached mount here.

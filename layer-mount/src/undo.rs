@@ -91,6 +91,9 @@ fn busy(error: Error, mount: &Mount) -> Error {
     let mut below: Vec<String> =
         below.iter().filter(|other| other.parent == mount.id).map(|other| format!("{:?}", other.point)).collect();
     let mut users = users(&mount.point);
+    if users.is_empty() && std::env::current_dir().is_ok_and(|dir| dir.starts_with(&mount.point)) {
+        return error.hint("it is the working directory here; cd away, or use --lazy");
+    }
     for list in [&mut below, &mut users] {
         let more = list.len().saturating_sub(NAMED);
         list.truncate(NAMED);
@@ -113,6 +116,7 @@ fn users(point: &Path) -> Vec<String> {
     let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
     let processes = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
     processes
+        .filter(|pid| *pid != std::process::id())
         .filter_map(|pid| Some((pid, use_of(pid, point)?)))
         .map(|(pid, what)| {
             let name = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();

@@ -12,7 +12,6 @@ use chain::trace::op;
 use chain::{Error, Result, ResultExt};
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, OFlag, openat};
-use nix::mount::{MntFlags, umount2};
 use nix::sys::stat::{FileStat, Mode, fchmod, fstat, futimens, mkdirat};
 use nix::sys::time::TimeSpec;
 use nix::unistd::{Gid, Uid, fchown};
@@ -38,7 +37,7 @@ pub struct Writable {
 }
 
 impl Writable {
-    /// The caller's directories.
+    /// The caller's directories, for the kernel's overlay.
     ///
     /// Errors: not there, on different file systems, in use by another mount, on a file system without the attributes that
     /// overlayfs needs, written under the other kind of attributes.
@@ -50,14 +49,24 @@ impl Writable {
         if marked || !empty || !is_empty(work)? {
             writable.refuse_second()?;
         }
-        if initial && !empty && !marked {
-            writable.refuse_mismatch()?;
+        if marked {
+            return Ok(writable);
         }
-        if empty && !marked {
+        match empty {
+            true => adopt(&writable.upper, upper, &top.stat, initial)?,
+            false if initial => writable.refuse_mismatch()?,
+            false => {}
+        }
+        writable.set_mark(mark)?;
+        Ok(writable)
+    }
+
+    /// The caller's directories, for another program than the kernel, that has its own marks.
+    pub fn unmarked(upper: &Path, work: &Path, top: &Layer, initial: bool) -> Result<Self> {
+        let writable = Self::hold(upper, work)?;
+        writable.refuse_second()?;
+        if is_empty(upper)? {
             adopt(&writable.upper, upper, &top.stat, initial)?;
-        }
-        if !marked {
-            writable.set_mark(mark)?;
         }
         Ok(writable)
     }
@@ -170,8 +179,7 @@ impl Writable {
         let Some(memory) = &self.memory else { return work() };
         at.attach(memory)?;
         let done = work();
-        let path = crate::layers::descriptor_path(memory);
-        op(format_args!("umount2({path:?}, MNT_DETACH)"), || umount2(&path, MntFlags::MNT_DETACH))?;
+        at.remove()?;
         done
     }
 }
