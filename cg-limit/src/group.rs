@@ -9,8 +9,9 @@ use chain::{Error, Result, ResultExt};
 use nix::errno::Errno;
 use std::collections::BTreeSet;
 use std::fs::{self, File, OpenOptions};
-use std::io::{Read, Seek, Write};
+use std::io::Write;
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -45,7 +46,9 @@ impl Group {
     /// Makes the group or changes it: afterwards `limits` hold. What is there is kept if that fails. `lasting`: it is going to
     /// stay, and may be frozen or killed later on.
     pub fn limit(layout: &Layout, name: Name, limits: &Limits, lasting: bool) -> Result<Group> {
-        let mut group = Group { name, parts: Vec::new() };
+        // A random name is nobody's, so that there is nothing to look for.
+        let parts = if lasting { existing(layout, &name) } else { Vec::new() };
+        let mut group = Group { name, parts };
         group.make(layout, limits, lasting).and_then(|()| group.apply(limits)).inspect_err(|_| group.remove_fresh())?;
         Ok(group)
     }
@@ -89,10 +92,6 @@ impl Group {
                 }
             }
         }
-        let all: Vec<Part> = existing(layout, &self.name);
-        let others = all.into_iter().filter(|there| self.parts.iter().all(|part| part.dir != there.dir));
-        let others: Vec<Part> = others.collect();
-        self.parts.extend(others);
         for index in 0..self.parts.len() {
             let part = &mut self.parts[index];
             if part.version == Version::V2 {
@@ -341,19 +340,19 @@ impl Part {
         let mut paths = setting.files.iter().map(|file| self.dir.join(file));
         let path =
             paths.find(|path| setting.files.len() == 1 || path.exists()).unwrap_or(self.dir.join(&setting.files[0]));
-        let readable = setting.proof != Proof::None || !self.fresh;
         if !self.fresh
             && let Ok(old) = fs::read_to_string(&path)
         {
             before.push((path.clone(), old.trim().to_string()));
         }
         let now = op(format_args!("write({path:?}, {value:?})"), || {
-            let mut file = OpenOptions::new().read(readable && setting.proof != Proof::None).write(true).open(&path)?;
+            let mut file = OpenOptions::new().read(setting.proof != Proof::None).write(true).open(&path)?;
             file.write_all(value.as_bytes())?;
             let mut now = String::new();
             if setting.proof != Proof::None {
-                file.rewind()?;
-                file.read_to_string(&mut now)?;
+                let mut buffer = [0u8; 4096];
+                let length = file.read_at(&mut buffer, 0)?;
+                now.push_str(&String::from_utf8_lossy(&buffer[..length]));
             }
             Ok::<_, std::io::Error>(now)
         })
@@ -413,7 +412,7 @@ fn prove(setting: &Setting, path: &Path, now: &str) -> Result<()> {
         Proof::Same if value == now => Ok(()),
         Proof::Same => match (value.parse::<i64>(), now.parse::<i64>()) {
             // v1 has the largest number for "no limit".
-            (Ok(-1), Ok(now)) if now < 0 || now > i64::MAX >> 2 => Ok(()),
+            (Ok(-1), Ok(now)) if !(0..=i64::MAX >> 2).contains(&now) => Ok(()),
             (Ok(asked), Ok(now)) if asked.abs_diff(now) < 1 << 21 => {
                 trace::say(format_args!("{path:?}: {asked} was asked for, the kernel rounds it to {now}"));
                 Ok(())

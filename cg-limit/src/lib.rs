@@ -28,6 +28,7 @@ use guard::Guard;
 use layout::Layout;
 use limits::Limits;
 use name::Name;
+use nix::errno::Errno;
 use nix::libc::CLONE_NEWPID;
 use std::cell::RefCell;
 use std::ffi::OsString;
@@ -141,14 +142,14 @@ fn own(chain: &mut Chain, group: Group, stats: Option<PathBuf>) -> Result<()> {
 
 /// Removes the group; what is left in it is killed first.
 fn clear(group: &Group) -> Result<()> {
-    if !group.members().is_empty() {
-        group.kill()?;
+    match group.remove() {
+        Err(error) if error.errno() == Some(Errno::EBUSY) => group.kill().and_then(|()| group.remove()),
+        other => other,
     }
-    group.remove()
 }
 
 fn report(group: &Group) {
-    if let Some(line) = Usage::memory(group).oom_report() {
+    if let Some(line) = Usage::after_oom(group).and_then(|usage| usage.oom_report()) {
         trace::say(format_args!("{line}"));
     }
     if trace::is_verbose()
@@ -172,7 +173,7 @@ fn undo(name: Name, kill: bool) -> Result<Outcome> {
         group.kill()?;
     }
     group.remove().map_err(|error| match error.errno() {
-        Some(nix::errno::Errno::EBUSY) => error.hint("--kill ends them first"),
+        Some(Errno::EBUSY) => error.hint("--kill ends them first"),
         _ => error,
     })?;
     Ok(Outcome::Done)

@@ -1,6 +1,7 @@
 //! What a group has used, and how its limits bit: read from the kernel's files on either version, in the same units.
 
 use crate::group::{Group, Part};
+use crate::layout::Version;
 use chain::size;
 use serde_json::{Map, Value, json};
 use std::fs;
@@ -54,8 +55,8 @@ impl Usage {
         usage
     }
 
-    /// Memory only, for the report after COMMAND: as few files as possible.
-    pub fn memory(group: &Group) -> Self {
+    /// Memory only.
+    fn memory(group: &Group) -> Self {
         let mut usage = Usage::default();
         for part in &group.parts {
             if let Some(control) = part.text("memory.oom_control") {
@@ -68,13 +69,20 @@ impl Usage {
             } else if let Some(events) = part.text("memory.events") {
                 usage.oom_kills = field(&events, "oom_kill");
                 usage.memory = part.number("memory.current");
-                // KERNEL(5.19): memory.peak. KERNEL(6.12): it can be reset.
+                // KERNEL(5.19): memory.peak.
                 usage.memory_peak = part.number("memory.peak");
                 usage.memory_limit = part.number("memory.max");
                 usage.own_limit_hit = field(&events, "oom").is_some_and(|count| count > 0);
             }
         }
         usage
+    }
+
+    /// Memory of `group` if the OOM killer struck in it. Reads one file if it did not.
+    pub fn after_oom(group: &Group) -> Option<Self> {
+        let part = group.parts.iter().find(|part| part.controllers.iter().any(|name| name == "memory"))?;
+        let file = if part.version == Version::V1 { "memory.oom_control" } else { "memory.events" };
+        field(&part.text(file)?, "oom_kill").filter(|&kills| kills > 0).map(|_| Usage::memory(group))
     }
 
     fn add_cpu(&mut self, part: &Part) {
