@@ -5,6 +5,7 @@ mod users;
 pub use users::{Role, User, overlays_using};
 
 use crate::error::{Result, ResultExt};
+use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt;
 use std::path::PathBuf;
@@ -39,6 +40,32 @@ pub fn read(pid: &str) -> Result<Vec<Mount>> {
     let path = format!("/proc/{pid}/mountinfo");
     let bytes = std::fs::read(&path).call(format_args!("read({path:?})"))?;
     Ok(parse(&bytes))
+}
+
+/// A mount namespace that some process is in.
+#[derive(Clone, Debug)]
+pub struct Namespace {
+    /// The processes in it that this one may look at.
+    pub pids: Vec<i32>,
+    /// What is mounted in it.
+    pub mounts: Vec<Mount>,
+}
+
+/// The mount namespaces of all processes that this one may look at, each once. One that only a file keeps, without a
+/// process, is not found.
+pub fn namespaces() -> Result<Vec<Namespace>> {
+    let mut found: BTreeMap<PathBuf, Namespace> = BTreeMap::new();
+    for entry in std::fs::read_dir("/proc").call(format_args!("open(\"/proc\")"))?.flatten() {
+        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<i32>().ok()) else { continue };
+        // Processes end meanwhile, and those of others may not be looked at.
+        let Ok(name) = std::fs::read_link(entry.path().join("ns/mnt")) else { continue };
+        if let Some(namespace) = found.get_mut(&name) {
+            namespace.pids.push(pid);
+        } else if let Ok(mounts) = read(&pid.to_string()) {
+            found.insert(name, Namespace { pids: vec![pid], mounts });
+        }
+    }
+    Ok(found.into_values().collect())
 }
 
 /// Parses the file's lines; one that is not of the form is left out.
@@ -84,6 +111,13 @@ pub fn unescape(word: &[u8]) -> OsString {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn our_own_namespace_is_found_once() {
+        let own = std::process::id() as i32;
+        let namespaces = namespaces().unwrap();
+        assert_eq!(namespaces.iter().filter(|namespace| namespace.pids.contains(&own)).count(), 1);
+    }
 
     #[test]
     fn fields_and_escapes() {
