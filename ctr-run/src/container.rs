@@ -106,6 +106,8 @@ pub struct Container {
     pub tty: bool,
     /// A small init as process 1.
     pub init: bool,
+    /// Whether each link tells what it does.
+    pub verbose: bool,
 }
 
 /// Namespace names of runtime-spec, and whether a new one is the default.
@@ -149,6 +151,7 @@ impl Container {
             ulimits: Vec::new(),
             tty: document.flag("process/terminal")?.unwrap_or(false),
             init: false,
+            verbose: false,
             name,
             document,
         })
@@ -171,6 +174,7 @@ impl Container {
         self.read_only |= cli.read_only;
         self.tty |= cli.tty;
         self.init |= cli.init;
+        self.verbose |= cli.verbose;
         self.shm_size.clone_from(&cli.shm_size);
         self.ulimits.extend(cli.ulimit.iter().cloned());
         for label in &cli.label {

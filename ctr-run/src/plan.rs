@@ -81,6 +81,9 @@ pub fn links(container: &Container, place: &Place, store: &Path) -> Vec<Link> {
     }
     links.push(mounts(container, &root, store));
     links.push(enter(container, &root));
+    if container.verbose {
+        links.iter_mut().for_each(|link| link.insert(1, "--verbose".into()));
+    }
     links
 }
 
