@@ -311,11 +311,34 @@ fn init_gives_commands_status() {
     }
 }
 
+/// A child that does not outlive a test that fails.
+struct Running(Child);
+
+impl std::ops::Deref for Running {
+    type Target = Child;
+    fn deref(&self) -> &Child {
+        &self.0
+    }
+}
+
+impl std::ops::DerefMut for Running {
+    fn deref_mut(&mut self) -> &mut Child {
+        &mut self.0
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
 /// Starts `script` under `ns-enter` with `options`, and waits until it has made the file `ready`.
-fn start(scratch: &Scratch, options: &[&str], script: &str) -> Child {
+fn start(scratch: &Scratch, options: &[&str], script: &str) -> Running {
     let mut command = scratch.command("ns-enter");
     let script = format!("{script}\n");
-    let child = command.args(options).args(["--", "bash", "-c", &script]).spawn().expect("spawn");
+    let child = Running(command.args(options).args(["--", "bash", "-c", &script]).spawn().expect("spawn"));
     assert!(wait_until(DEADLINE, || scratch.path("ready").exists()), "did not start");
     child
 }
@@ -352,7 +375,7 @@ fn init_lets_a_command_without_handlers_be_ended() {
     for who in Who::all() {
         for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGUSR2] {
             let scratch = Scratch::new(who);
-            let mut child = start(&scratch, &OWN_PIDS, "touch ready; exec sleep 1000");
+            let mut child = start(&scratch, &OWN_PIDS, "true > ready; exec sleep 1000");
             kill(pid(&child), signal).expect("kill");
             assert_eq!(end(&mut child), 128 + signal as i32, "{signal}");
         }
