@@ -8,6 +8,7 @@ use crate::trace::{note, op};
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use nix::sched::{CloneFlags, unshare};
+use nix::sys::signal::Signal;
 use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::{Pid, Uid, getegid, geteuid, getpid, pipe2};
 use std::fmt::Write as _;
@@ -159,6 +160,14 @@ fn outer_of_root(map: &str) -> Option<u32> {
 /// with what on this machine causes it.
 pub fn enter(flags: CloneFlags, maps: &Maps) -> Result<()> {
     maps.check()?;
+    // With an inherited "ignore" there would be no helper to wait for.
+    let child_ended = process::default_action(Signal::SIGCHLD);
+    let entered = enter_with_helper(flags, maps);
+    child_ended.restore();
+    entered
+}
+
+fn enter_with_helper(flags: CloneFlags, maps: &Maps) -> Result<()> {
     let (reader, writer) = pipe2(OFlag::O_CLOEXEC).call(format_args!("pipe2()"))?;
     let target = getpid();
     let helper = match process::clone3(0).call(format_args!("clone3(0)"))? {
