@@ -8,6 +8,7 @@ use chain::userns::Maps;
 use chain::{Error, Result, ResultExt};
 use nix::fcntl::OFlag;
 use nix::libc;
+use nix::sys::signal::Signal;
 use nix::sys::wait::waitpid;
 use nix::unistd::{pipe2, read, write};
 use serde_json::{Map as Object, Value, json};
@@ -31,6 +32,14 @@ struct Row {
 impl Report {
     /// Looks at everything.
     pub fn make() -> Result<Self> {
+        // With an inherited "ignore" there would be no children to wait for.
+        let child_ended = process::default_action(Signal::SIGCHLD);
+        let report = Report::look();
+        child_ended.restore();
+        report
+    }
+
+    fn look() -> Result<Self> {
         let privileged = crate::is_privileged()?;
         let mut rows = Vec::new();
         for kind in Kind::ALL {

@@ -91,10 +91,7 @@ pub fn create(
         enter(chain, time, None)?;
         set_clocks(setup)?;
     }
-    let splits = time != 0
-        || selection.has(Kind::Pid)
-        // Others have work to do in the child, such as joining the cgroup that a new cgroup namespace has for its root.
-        || (cgroup != 0 && chain.will_split());
+    let splits = time != 0 || selection.has(Kind::Pid);
     if splits {
         let prepare = |pid: Pid| {
             if let Some(maps) = maps.filter(|_| flags & libc::CLONE_NEWUSER != 0) {

@@ -64,6 +64,13 @@ fn run(chain: &mut Chain, args: &[OsString]) -> Result<Outcome, Stop> {
 fn enter(chain: &mut Chain, mut request: Request) -> Result<Outcome> {
     request.complete()?;
     let manner = request.tty.then(tty::Manner::of_caller).transpose()?;
+    // Who waits for what a link before asked for must stay where it is to do it.
+    if chain.will_split()
+        && !request.splits_first()
+        && let Forked::Parent(outcome) = chain.fork(0, |_| Ok(()))?
+    {
+        return Ok(outcome);
+    }
     if let Some(outcome) = enter_namespaces(chain, &mut request)? {
         return Ok(outcome);
     }

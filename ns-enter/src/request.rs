@@ -4,7 +4,7 @@ use crate::capability;
 use crate::create::Setup;
 use crate::environment::Changes;
 use crate::limits::Limit;
-use crate::namespace::{Kind, Selection};
+use crate::namespace::{Kind, Origin, Selection};
 use crate::seccomp::Profile;
 use crate::user::Wanted;
 use chain::userns::{Maps, Range};
@@ -169,6 +169,14 @@ impl Request {
             check_sysctl(name, &self.namespaces, self.all)?;
         }
         Ok(())
+    }
+}
+
+impl Request {
+    /// Whether a new process comes before anything that changes this one.
+    pub fn splits_first(&self) -> bool {
+        let joins = self.target.is_some() || self.namespaces.iter().any(|(_, origin)| *origin != Origin::New);
+        (self.all || self.namespaces.makes(Kind::Pid)) && !joins && !self.namespaces.makes(Kind::Time)
     }
 }
 
