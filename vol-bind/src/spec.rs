@@ -22,7 +22,7 @@ pub fn volume(text: &OsStr) -> Result<Mount> {
             return Err(wrong(text, "no place inside the root")
                 .hint(format_args!("write SRC:DST, or --tmpfs {:?} for an empty place", lossy(only))));
         }
-        _ => return Err(wrong(text, "more than SRC:DST:OPTIONS").hint("write \\: for a colon in a path")),
+        _ => return Err(wrong(text, "not SRC:DST:OPTIONS")),
     };
     let mut mount = Mount { source: by_look(source)?, target: target_path(target)?, options: Options::default() };
     for word in words.into_iter().flat_map(|words| words.split(|&b| b == b',')).filter(|word| !word.is_empty()) {
@@ -254,7 +254,13 @@ fn own_options(text: &OsStr, mount: &mut Mount, rest: Vec<String>) -> Result<()>
 }
 
 fn known(text: &OsStr, options: &mut Options, word: &str) -> Result<()> {
-    if options.word(word)? { Ok(()) } else { Err(unknown(text, word)) }
+    if options.word(word)? {
+        Ok(())
+    } else if word.starts_with('/') {
+        Err(unknown(text, word).hint("write \\: for a colon in a path"))
+    } else {
+        Err(unknown(text, word))
+    }
 }
 
 fn unknown(text: &OsStr, word: &str) -> Error {
@@ -281,11 +287,16 @@ fn path_of(bytes: Vec<u8>) -> PathBuf {
     PathBuf::from(OsString::from_vec(bytes))
 }
 
-/// Splits at colons; `\:` is a colon and `\\` a backslash, any other backslash is itself.
+/// Splits at the first two colons; `\:` is a colon of a path and `\\` a backslash, any other backslash is itself.
 fn split_colons(text: &[u8]) -> Vec<Vec<u8>> {
     let mut fields = vec![Vec::new()];
     let mut bytes = text.iter().copied().peekable();
     while let Some(byte) = bytes.next() {
+        if fields.len() == 3 {
+            fields[2].push(byte);
+            fields[2].extend(bytes);
+            break;
+        }
         let escaped = (byte == b'\\').then(|| bytes.next_if(|&next| matches!(next, b':' | b'\\'))).flatten();
         match (byte, escaped, fields.last_mut()) {
             (b':', None, _) => fields.push(Vec::new()),
