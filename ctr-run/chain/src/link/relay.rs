@@ -25,6 +25,9 @@ const CHUNK: usize = 4096;
 /// behind keeps us.
 const LAST: usize = 256 << 10;
 
+/// Milliseconds.
+const HURRY: u16 = 500;
+
 /// Ctrl-D: what a terminal takes for the end of input.
 const END_OF_INPUT: u8 = 4;
 
@@ -177,8 +180,9 @@ impl Relay {
     }
 
     /// Carries what is left of COMMAND's output, unless one of the signals that end programs comes in between; `signals` can
-    /// be read when any does.
-    pub fn finish(mut self, signals: BorrowedFd<'_>, set: &SigSet) {
+    /// be read when any does. If one has come already (`hurried`), does not wait long for who does not take it.
+    pub fn finish(mut self, signals: BorrowedFd<'_>, set: &SigSet, hurried: bool) {
+        let patience = if hurried { PollTimeout::from(HURRY) } else { PollTimeout::NONE };
         let mut rest = LAST;
         loop {
             if self.to_caller.is_empty() {
@@ -190,9 +194,11 @@ impl Relay {
             }
             let mut fds =
                 [PollFd::new(self.output.as_fd(), PollFlags::POLLOUT), PollFd::new(signals, PollFlags::POLLIN)];
-            let _ = poll(&mut fds, PollTimeout::NONE);
+            if poll(&mut fds, patience) == Ok(0) {
+                return;
+            }
             let [writable, signal] = fds.map(|fd| fd.any().unwrap_or(false));
-            if signal && process::sigwait(set, Some(Duration::ZERO)).is_ok_and(|(signal, _)| ends(signal)) {
+            if signal && process::sigwait(set, Some(Duration::ZERO)).is_ok_and(|(signal, _)| ends_programs(signal)) {
                 return;
             }
             if writable && self.to_caller.empty(&self.output).is_err() {
@@ -202,7 +208,8 @@ impl Relay {
     }
 }
 
-fn ends(signal: i32) -> bool {
+/// Whether `signal` is one by which people and machines ask a program to end.
+pub fn ends_programs(signal: i32) -> bool {
     [Signal::SIGHUP, Signal::SIGINT, Signal::SIGQUIT, Signal::SIGTERM].iter().any(|&end| end as i32 == signal)
 }
 

@@ -10,7 +10,7 @@
 //! first process of its PID namespace, which nobody inside can stop, says that COMMAND has stopped.
 
 use super::Chain;
-use super::relay::Relay;
+use super::relay::{self, Relay};
 use crate::error::{Error, Result, ResultExt};
 use crate::sys::descriptor;
 use crate::sys::process::{self, Disposition, Side};
@@ -205,8 +205,11 @@ struct Waiter<'a> {
     child: Option<OwnedFd>,
     /// To this process's own parent, if it split from one.
     parent: Option<BorrowedFd<'a>>,
-    /// Whether it reaps what has no other parent, too.
+    /// Whether it is an init, and whether it reaps what has no other parent, as the first process of a PID namespace must too.
     init: bool,
+    reaps_all: bool,
+    /// Whether a signal that ends programs was passed on.
+    told_to_end: bool,
     relay: Option<Relay>,
     /// Can be read when a signal is there; only while there is something else to wait for.
     pending: Option<SignalFd>,
@@ -215,7 +218,10 @@ struct Waiter<'a> {
 impl<'a> Waiter<'a> {
     fn new(pid: Pid, pidfd: OwnedFd, child: OwnedFd, parent: Option<BorrowedFd<'a>>, init: bool) -> Self {
         let signals = process::forwardable();
-        Waiter { pid, pidfd, signals, child: Some(child), parent, init, relay: None, pending: None }
+        let reaps_all = init || getpid().as_raw() == 1;
+        let child = Some(child);
+        let (told_to_end, relay, pending) = (false, None, None);
+        Waiter { pid, pidfd, signals, child, parent, init, reaps_all, told_to_end, relay, pending }
     }
 
     /// Waits until the child has ended; forwards signals meanwhile. Gives its status, 128+N for signal N.
@@ -241,6 +247,7 @@ impl<'a> Waiter<'a> {
                     if !(code == SI_KERNEL && in_own_group(self.pid)) && signal != Signal::SIGWINCH as i32 {
                         trace::note(format_args!("pidfd_send_signal({}, {})", self.pid, signal_name(signal)));
                         self.send(signal);
+                        self.told_to_end |= relay::ends_programs(signal);
                     }
                     doubtful = None;
                     signal
@@ -394,7 +401,7 @@ impl<'a> Waiter<'a> {
         let mut ended = None;
         loop {
             let flags = WaitPidFlag::WNOHANG | WaitPidFlag::WEXITED | WaitPidFlag::WSTOPPED | WaitPidFlag::WCONTINUED;
-            let which = if self.init { Id::All } else { Id::Pid(self.pid) };
+            let which = if self.reaps_all { Id::All } else { Id::Pid(self.pid) };
             let status = match waitid(which, flags) {
                 // Nothing is left; so COMMAND has ended.
                 Err(Errno::ECHILD) if ended.is_some() => return Ok(ended),
@@ -408,7 +415,7 @@ impl<'a> Waiter<'a> {
                 WaitStatus::StillAlive => return Ok(ended),
                 _ => {}
             }
-            if ended.is_some() && !self.init {
+            if ended.is_some() && !self.reaps_all {
                 return Ok(ended);
             }
         }
@@ -424,7 +431,7 @@ impl<'a> Waiter<'a> {
             self.hear();
         }
         if let (Some(relay), Some(pending)) = (self.relay.take(), &self.pending) {
-            relay.finish(pending.as_fd(), &self.signals);
+            relay.finish(pending.as_fd(), &self.signals, self.told_to_end);
         }
     }
 }
