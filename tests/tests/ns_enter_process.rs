@@ -629,3 +629,30 @@ fn nothing_inside_can_reach_the_callers_terminal() {
     let ttys = fs::read_to_string(scratch.path("ttys")).expect("ttys");
     assert!(!ttys.lines().any(|line| line == name), "{name}: {ttys}");
 }
+
+#[test]
+fn a_reader_that_does_not_read_keeps_the_tool_from_nothing() {
+    let scratch = Scratch::new(Who::User);
+    let terminal = Terminal::new(&scratch, 24, 80);
+    let mut command = terminal.command(&scratch, "ns-enter");
+    command.args(["--user", "--pid", "--tty", "--", "sh", "-c", "> ready; while :; do echo y; done"]);
+    let mut child = Running(command.stdout(Stdio::piped()).spawn().expect("spawn"));
+    assert!(wait_until(DEADLINE, || scratch.path("ready").exists()));
+    terminal.expect_raw(true);
+    kill(pid(&child), Signal::SIGTERM).expect("kill");
+    assert_eq!(end(&mut child), 143);
+    terminal.expect_raw(false);
+}
+
+#[test]
+fn the_first_process_reaps_even_where_it_only_relays() {
+    let scratch = Scratch::new(Who::User);
+    let terminal = Terminal::new(&scratch, 24, 80);
+    // Two programs: the second is the first process of the namespace, and stays behind to relay.
+    let script = "test $$ = 2; for i in 1 2 3 4 5; do (true & true); done
+        for i in $(seq 500); do grep -l '^State:.Z' /proc/[0-9]*/status >/dev/null 2>&1 || exit 9; sleep 0.01; done; exit 1";
+    let inner = "exec ns-enter --tty -- bash -ec \"$0\"";
+    let options = ["--user", "--mount", "--pid", "--mount-proc", "--", "sh", "-c", inner, script];
+    let mut child = terminal.spawn(&scratch, "ns-enter", &options);
+    assert_eq!(end(&mut child), 9, "{}", terminal.shown());
+}
