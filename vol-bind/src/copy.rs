@@ -36,7 +36,12 @@ pub fn directory(from: OwnedFd, to: &Path, only_top: bool) -> Result<()> {
     if only_top && let Some(level) = copy.levels.last_mut() {
         level.left.clear();
     }
+    let empty = copy.levels.iter().all(|level| level.left.is_empty());
     copy.run()?;
+    // An empty directory is not worth waiting for the disk.
+    if empty {
+        return Ok(());
+    }
     syncfs(&copy.top).call(format_args!("syncfs({to:?})"))
 }
 

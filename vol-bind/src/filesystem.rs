@@ -19,7 +19,7 @@ pub fn create(kind: &str, source: &OsStr, data: Data, attributes: u64) -> Result
     let what = Shown { kind, data };
     op(format_args!("fsmount({what}, {attributes:#x})"), || {
         let fs = kernel::fsopen(kind)?;
-        let made = configure(&fs, kind, source, data)
+        let made = configure(&fs, source, data)
             .and_then(|()| kernel::fsconfig_create(&fs))
             .and_then(|()| kernel::fsmount(&fs, attributes));
         if made.is_err() {
@@ -33,8 +33,8 @@ pub fn create(kind: &str, source: &OsStr, data: Data, attributes: u64) -> Result
     })
 }
 
-fn configure(fs: &OwnedFd, kind: &str, source: &OsStr, data: Data) -> Result<(), Errno> {
-    if source != kind && !source.is_empty() {
+fn configure(fs: &OwnedFd, source: &OsStr, data: Data) -> Result<(), Errno> {
+    if !source.is_empty() {
         kernel::fsconfig_string(fs, "source", source)?;
     }
     for (key, value) in data {
