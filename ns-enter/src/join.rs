@@ -3,6 +3,9 @@
 //! All are opened before the first is joined. They are tried with the rights that the caller has, then the user namespace
 //! is joined, then what was refused is tried with the rights there; and each is looked at afterwards. If one is missing
 //! then, nothing runs.
+//!
+//! A process can be in a user namespace below the one that owns its other namespaces (bwrap makes such). Its owner is joined
+//! on the way.
 
 use crate::namespace::{Kind, Origin, Selection};
 use chain::sys::process;
@@ -24,6 +27,8 @@ struct Handle {
     path: PathBuf,
     fd: OwnedFd,
     id: (u64, u64),
+    /// The user namespace that it belongs to, where the caller may know.
+    owner: Option<OwnedFd>,
 }
 
 impl Handle {
@@ -31,12 +36,18 @@ impl Handle {
         let flags = OFlag::O_RDONLY | OFlag::O_CLOEXEC | OFlag::O_NONBLOCK;
         let fd = op(format_args!("open({path:?})"), || nix::fcntl::open(&path, flags, Mode::empty()))?;
         let stat = fstat(&fd).call(format_args!("fstat({path:?})"))?;
-        Ok(Handle { kind, path, fd, id: (stat.st_dev, stat.st_ino) })
+        let owner = if kind == Kind::User { None } else { process::owning_user_namespace(&fd).ok() };
+        Ok(Handle { kind, path, fd, id: (stat.st_dev, stat.st_ino), owner })
     }
 
     /// Whether this process (or its next child, where only that can be) is in it.
     fn is_joined(&self) -> bool {
         own(self.kind) == Some(self.id)
+    }
+
+    /// Whether it is the one that `fd` is.
+    fn is(&self, fd: &OwnedFd) -> bool {
+        fstat(fd).is_ok_and(|stat| (stat.st_dev, stat.st_ino) == self.id)
     }
 
     fn join(&self) -> Result<()> {
@@ -109,13 +120,17 @@ pub fn join(selection: &mut Selection, target: Option<Pid>, all: bool) -> Result
     }
     if let Some((pid, fd)) = &process {
         // Alive now, so all that was opened by its number was its own, and no later process's.
-        op(format_args!("pidfd_send_signal({pid}, 0)"), || process::pidfd_send_signal(fd, 0))
-            .map_err(|error| error.hint("the target process ended meanwhile"))?;
+        op(format_args!("pidfd_send_signal({pid}, 0)"), || match process::pidfd_send_signal(fd, 0) {
+            // Alive, and somebody else's.
+            Err(Errno::EPERM) => Ok(()),
+            other => other,
+        })
+        .map_err(|error| error.hint("the target process ended meanwhile"))?;
     }
-    join_all(handles)
+    join_all(&handles)
 }
 
-fn join_all(handles: Vec<Handle>) -> Result<()> {
+fn join_all(handles: &[Handle]) -> Result<()> {
     if handles.is_empty() {
         return Ok(());
     }
@@ -124,16 +139,24 @@ fn join_all(handles: Vec<Handle>) -> Result<()> {
     let checks = Checks::open()?;
     let (users, others): (Vec<_>, Vec<_>) = handles.iter().partition(|handle| handle.kind == Kind::User);
     let mut refused = attempt(others);
+    let again = |refused: Vec<(_, Error)>| attempt(refused.into_iter().map(|(handle, _)| handle).collect());
     for user in users {
+        let between = refused.iter().find_map(|(handle, _)| handle.owner.as_ref().filter(|owner| !user.is(owner)));
+        if let Some(owner) = between {
+            let call = format_args!("setns(the owner of {:?}, CLONE_NEWUSER)", user.path);
+            if op(call, || setns(owner, CloneFlags::CLONE_NEWUSER)).is_ok() {
+                refused = again(refused);
+            }
+        }
         user.join()?;
-        refused = attempt(refused.into_iter().map(|(handle, _)| handle).collect());
+        refused = again(refused);
     }
     if let Some(error) =
         refused.into_iter().map(|(_, error)| error).reduce(|first, next| first.hint(format_args!("{next}")))
     {
         return Err(error);
     }
-    checks.verify(&handles)
+    checks.verify(handles)
 }
 
 /// Joins each; gives those that were refused, and why. The mount namespace comes last, since the paths in messages are of

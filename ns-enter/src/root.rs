@@ -8,6 +8,7 @@ use chain::{Error, Result};
 use nix::errno::Errno;
 use nix::mount::{MntFlags, umount2};
 use nix::sched::{CloneFlags, unshare};
+use nix::sys::stat::{Mode, umask};
 use nix::unistd::{chdir, fchdir, getcwd, pivot_root};
 use std::path::Path;
 
@@ -95,7 +96,12 @@ pub fn make_read_only() -> Result<()> {
 
 /// Makes the directory `path` inside the root `dir`, with its parents, if it is missing.
 pub fn make_directory(dir: &Path, path: &Path) -> Result<()> {
-    Root::open(dir)?.make(path, Make::Directory).map(drop)
+    // The caller's umask is for COMMAND's files.
+    let root = Root::open(dir)?;
+    let mask = umask(Mode::from_bits_truncate(0o022));
+    let made = root.make(path, Make::Directory);
+    umask(mask);
+    made.map(drop)
 }
 
 /// Changes to `path`, and sees that it is inside the root: a link to a descriptor of a directory outside may lead there

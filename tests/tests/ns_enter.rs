@@ -376,6 +376,50 @@ fn nsenter_joins_the_same() {
 }
 
 #[test]
+fn a_target_that_became_another_user_can_be_joined_by_its_owner() {
+    let scratch = Scratch::new(Who::User);
+    rootfs::make(&scratch, "root");
+    let root = scratch.path("root");
+    let options = format!("--all --map-auto --mount-proc={0}/proc --root {0} --as app --cap-drop all", root.display());
+    let target = Target::start(&scratch, &options);
+    let text =
+        inside(&scratch, &format!("--target {} --all", target.pid), "cat /etc/os-release; id -u; cat /proc/1/comm");
+    assert_eq!(text.ok(), "ID=ctrtest\nPRETTY_NAME=\"ctr test root\"\n0\nsleep\n");
+}
+
+#[test]
+fn a_sandbox_of_bwrap_can_be_joined() {
+    if !has("bwrap") {
+        return;
+    }
+    // bwrap with --dev makes a second user namespace below the one that its other namespaces belong to; nsenter fails.
+    let scratch = Scratch::new(Who::User);
+    let mut command = scratch.command("bwrap");
+    command.args(["--ro-bind", "/", "/", "--dev", "/dev", "--proc", "/proc", "--unshare-all", "--hostname", "bw"]);
+    let mut waiter = command.args(["--", "sleep", "1000"]).stdout(Stdio::null()).spawn().expect("bwrap");
+    let mut target = None;
+    wait_until(DEADLINE, || {
+        target = running("bwrap", waiter.id()).and_then(|_| {
+            let inner = fs::read_to_string(format!("/proc/{0}/task/{0}/children", waiter.id())).ok()?;
+            running("sleep", inner.split_whitespace().next()?.parse().ok()?)
+        });
+        target.is_some()
+    });
+    if let Some(pid) = target {
+        let text =
+            inside(&scratch, &format!("--target {pid} --all"), "cat /proc/sys/kernel/hostname; cat /proc/1/comm");
+        assert_eq!(text.ok(), "bw\nbwrap\n");
+    } else {
+        ctr_tests::skip("bwrap here", "it does not start");
+    }
+    let _ = waiter.kill();
+    let _ = waiter.wait();
+    if let Some(pid) = target {
+        let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid as i32), nix::sys::signal::Signal::SIGKILL);
+    }
+}
+
+#[test]
 fn what_cannot_be_joined_is_named_and_nothing_runs() {
     let scratch = Scratch::new(Who::User);
     let target = Target::start(&scratch, "--user --uts --net");
@@ -545,7 +589,16 @@ fn the_working_directory_is_inside() {
         in_root(&scratch, "--workdir /nowhere", "true")
             .fails(125, &["chdir(\"/nowhere\")", "ENOENT", "--make-workdir"]);
         assert!(!scratch.path("root/nowhere").exists());
-        assert_eq!(in_root(&scratch, "--workdir /made/deep --make-workdir --read-only", "pwd").ok(), "/made/deep\n");
+        let made = inside(
+            &scratch,
+            "--umask 077",
+            &format!(
+                "exec ns-enter --all {} --root root --workdir /made/deep --make-workdir --read-only -- pwd",
+                if scratch.who == Who::User { "--user --map-auto" } else { "" }
+            ),
+        );
+        assert_eq!(made.ok(), "/made/deep\n");
+        assert_eq!(fs::metadata(scratch.path("root/made/deep")).unwrap().permissions().mode() & 0o777, 0o755);
         in_root(&scratch, "--workdir /etc/passwd", "true").fails(125, &["chdir(\"/etc/passwd\")", "ENOTDIR"]);
         symlink("/srv", scratch.path("root/link")).unwrap();
         assert_eq!(in_root(&scratch, "--workdir /link", "pwd -P").ok(), "/srv\n");
@@ -851,6 +904,21 @@ fn namespaces_forbidden_by_a_limit_say_which() {
     limited("pid", "--pid").fails(125, &["CLONE_NEWPID", "ENOSPC", "user.max_pid_namespaces"]);
     limited("mnt", "--mount").fails(125, &["CLONE_NEWNS", "ENOSPC", "user.max_mnt_namespaces"]);
     limited("time", "--time").fails(125, &["CLONE_NEWTIME", "ENOSPC", "user.max_time_namespaces"]);
+}
+
+#[test]
+fn user_namespaces_nest_only_so_deep() {
+    let scratch = Scratch::new(Who::User);
+    scratch.write("nest", "[ $1 = 40 ] && echo deep || exec ns-enter --user -- sh nest $(($1+1))\n");
+    scratch.run("sh", ["nest", "0"]).fails(125, &["CLONE_NEWUSER", "ENOSPC", "32 nested"]);
+}
+
+#[test]
+fn user_namespaces_work_inside_a_root() {
+    for scratch in each_root() {
+        // Not so in a chroot.
+        assert_eq!(in_root(&scratch, "", "unshare -U true; echo $?").ok(), "0\n", "{:?}", scratch.who);
+    }
 }
 
 #[test]
