@@ -298,6 +298,40 @@ fn owners_are_mapped_at_the_mount() {
     output.fails(125, &["MOUNT_ATTR_IDMAP", "(EPERM)", "chown"]);
 }
 
+#[test]
+fn a_locked_mount_below_a_source_is_told() {
+    each(|scratch| {
+        scratch.mkdir("src/sub");
+        let output = inside(
+            scratch,
+            "mount -t tmpfs none src/sub
+             ns-enter --user --map-root --mount -- vol-bind --root root ./src:/x -- cat root/x/file
+             exec ns-enter --user --map-root --mount -- vol-bind --root root ./src:/x:bind -- true",
+        );
+        assert_eq!((output.status, output.text().as_str()), (125, "source"));
+        assert!(output.stderr.contains("src/sub\" below it is locked"), "{}", output.stderr);
+    });
+}
+
+#[test]
+fn any_file_system_can_be_made() {
+    each(|scratch| {
+        for dir in ["low", "lower"] {
+            scratch.mkdir(dir);
+            scratch.write(format!("{dir}/{dir}"), "");
+        }
+        let output = contained(
+            scratch,
+            "vol-bind --root root --mount type=overlay,dst=/o,lowerdir=$PWD/low:$PWD/lower --mount type=proc,dst=/p \
+               --mount type=devpts,dst=/pts,newinstance --mount type=mqueue,dst=/m -- sh -c '
+               ls root/o; cat root/p/1/comm; stat -f -c %T root/pts root/m'",
+        );
+        assert_eq!(output.ok(), "low\nlower\nsh\ndevpts\nmqueue\n");
+        let output = inside(scratch, "vol-bind --root root --mount type=overlay,dst=/o,lowerdir=/none -- true");
+        output.fails(125, &["fsmount(\"overlay\", \"lowerdir=/none,", "(ENOENT)"]);
+    });
+}
+
 // Named volumes.
 
 #[test]
@@ -309,6 +343,19 @@ fn a_volume_outlives_the_root_that_it_was_in() {
         assert_eq!(fs::read_dir(scratch.path("root")).unwrap().count(), 0, "the root's own content is gone");
         let output = inside(scratch, "vol-bind --root root data:/elsewhere:ro -- cat root/elsewhere/file");
         assert_eq!(output.ok(), "kept\n");
+        remove(scratch, "data");
+    });
+}
+
+#[test]
+fn a_volume_outlives_containers_and_their_writable_layers_do_not() {
+    each(|scratch| {
+        let root = format!("rootfs:{}", rootfs::make(scratch, "root").display());
+        let run = |script: &str| scratch.run("ctr-run", ["-v", "data:/data", &root, "sh", "-euc", script]);
+        run("echo kept >/data/file; echo lost >/other").ok();
+        assert_eq!(run("cat /data/file; [ ! -e /other ]; echo again >>/data/file").ok(), "kept\n");
+        assert_eq!(run("cat /data/file").ok(), "kept\nagain\n");
+        assert!(!scratch.path("root/data/file").exists() && !scratch.path("root/other").exists());
         remove(scratch, "data");
     });
 }

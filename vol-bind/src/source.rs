@@ -1,6 +1,6 @@
 //! What is mounted, as detached mounts that are ready to be put in their place.
 
-use crate::filesystem::{create, explain};
+use crate::filesystem::{attach, create, explain};
 use crate::idmap;
 use crate::mount::{Create, Mount, ReadOnly, Source};
 use crate::volume::Used;
@@ -100,16 +100,18 @@ impl<'a> Sources<'a> {
             .and_then(|file| File::from(file).write_all(content))
             .call(format_args!("write({target:?})"))?;
         let copy = || kernel::open_tree(Some(files.as_fd()), Path::new(name), OPEN_TREE_CLONE);
-        op(format_args!("open_tree({target:?}, OPEN_TREE_CLONE)"), || match copy() {
-            // KERNEL(6.15): before, only what is mounted can be copied. Nobody but us looks into the root yet.
-            Err(Errno::EINVAL) => {
-                kernel::move_mount(files, self.root.fd())?;
-                let copied = copy();
-                umount2(format!("/proc/self/fd/{}", files.as_raw_fd()).as_str(), MntFlags::MNT_DETACH)?;
+        match op(format_args!("open_tree({target:?}, OPEN_TREE_CLONE)"), copy) {
+            // KERNEL(6.15): before, only what is mounted can be copied; once detached, it cannot be mounted again.
+            Err(error) if error.errno() == Some(Errno::EINVAL) => {
+                attach(files, self.root.fd(), "/")?;
+                let copied = op(format_args!("open_tree({target:?}, OPEN_TREE_CLONE)"), copy);
+                let mount = format!("/proc/self/fd/{}", files.as_raw_fd());
+                op(format_args!("umount2(\"/\", MNT_DETACH)"), || umount2(mount.as_str(), MntFlags::MNT_DETACH))?;
+                self.files = None;
                 copied
             }
             other => other,
-        })
+        }
     }
 }
 

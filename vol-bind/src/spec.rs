@@ -237,6 +237,14 @@ fn own_options(text: &OsStr, mount: &mut Mount, rest: Vec<String>) -> Result<()>
         });
         mount.options.data.push((key, value));
     }
+    if kind == "overlay" {
+        // Layers are not trusted: what redirects elsewhere is not followed.
+        for (key, value) in [("redirect_dir", "nofollow"), ("metacopy", "off")] {
+            if !mount.options.data.iter().any(|(given, _)| given == key) {
+                mount.options.data.push((key.into(), Some(value.into())));
+            }
+        }
+    }
     if tmpfs {
         let options = &mut mount.options;
         for (word, attribute) in [("nosuid", ATTR_NOSUID), ("nodev", ATTR_NODEV)] {
