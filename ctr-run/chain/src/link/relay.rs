@@ -114,6 +114,23 @@ impl Relay {
         }
     }
 
+    /// Shows what COMMAND has written so far, as far as that goes without waiting.
+    pub fn catch_up(&mut self) {
+        let mut rest = LAST;
+        while rest > 0 {
+            if self.to_caller.is_empty() {
+                match self.to_caller.fill(&self.master) {
+                    Ok(length @ 1..) => rest = rest.saturating_sub(length),
+                    _ => return,
+                }
+            }
+            let mut fds = [PollFd::new(self.output.as_fd(), PollFlags::POLLOUT)];
+            if poll(&mut fds, PollTimeout::ZERO) != Ok(1) || self.to_caller.empty(&self.output).is_err() {
+                return;
+            }
+        }
+    }
+
     /// Gives the caller's terminal back for a while.
     pub fn suspend(&self) {
         if let Some(screen) = &self.screen {

@@ -378,8 +378,9 @@ impl<'a> Waiter<'a> {
     }
 
     /// Stops as COMMAND has, so that the shell sees it; when it goes on, COMMAND does.
-    fn stop(&self) {
-        if let Some(relay) = &self.relay {
+    fn stop(&mut self) {
+        if let Some(relay) = &mut self.relay {
+            relay.catch_up();
             relay.suspend();
         }
         if self.init && getpid().as_raw() == 1 {

@@ -54,3 +54,29 @@ fn close_range(first: RawFd, last: u32) -> Result<(), Errno> {
     // SAFETY: no pointers. Who calls `close_all_but` has no use for the descriptors that are closed.
     check(unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) }).map(drop)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
+    use std::fs::File;
+    use std::io::Read;
+
+    #[test]
+    fn descriptors_arrive_with_their_byte_and_the_end_is_told() {
+        let (family, kind) = (AddressFamily::Unix, SockType::SeqPacket);
+        let (here, there) = socketpair(family, kind, None, SockFlag::SOCK_CLOEXEC).unwrap();
+        assert_eq!(receive(&here).unwrap_err(), Errno::EAGAIN);
+        let (zero, null) = (File::open("/dev/zero").unwrap(), File::open("/dev/null").unwrap());
+        send(&there, b'x', &[zero.as_fd(), null.as_fd()]).unwrap();
+        send(&there, b'y', &[]).unwrap();
+        let (byte, got) = receive(&here).unwrap();
+        assert_eq!((byte, got.len()), (Some(b'x'), 2));
+        let lengths = got.into_iter().map(|fd| File::from(fd).read(&mut [1; 3]).unwrap());
+        assert_eq!(lengths.collect::<Vec<_>>(), [3, 0]);
+        assert_eq!(receive(&here).unwrap().0, Some(b'y'));
+        drop(there);
+        assert_eq!(receive(&here).unwrap().0, None);
+        assert_eq!(send(&here, b'z', &[]), Err(Errno::EPIPE));
+    }
+}
