@@ -415,12 +415,12 @@ fn init_has_commands_privileges_and_nothing_of_the_callers() {
             --cap-add kill --no-new-privs --seccomp default -- \
             bash -c 'ls -l /proc/1/fd | sed -n s/.*-.//p; grep -E \"^(Seccomp|NoNewPrivs|CapEff|CapBnd):\" /proc/1/status;
                      diff <(grep -E \"^(Seccomp|NoNewPrivs|Cap.*):\" /proc/1/status) <(grep -E \"^(Seccomp|NoNewPrivs|Cap.*):\" /proc/self/status);
-                     grep ^Private /proc/1/smaps_rollup' 9<&9";
+                     grep ^Private_Dirty /proc/1/smaps_rollup' 9<&9";
         let out = scratch.sh(script).ok();
         assert!(!out.contains("passwd"), "{out}");
         assert!(out.contains("Seccomp:\t2") && out.contains("NoNewPrivs:\t1"), "{out}");
         assert!(out.contains("CapEff:\t0000000000000020"), "{out}");
-        let kib = out.lines().filter(|line| line.starts_with("Private"));
+        let kib = out.lines().filter(|line| line.starts_with("Private_Dirty"));
         let kib: u64 = kib.filter_map(|line| line.split_whitespace().nth(1)?.parse::<u64>().ok()).sum();
         assert!(kib > 0 && kib <= 1024, "{kib} KiB of its own: {out}");
     }
