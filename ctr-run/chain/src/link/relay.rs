@@ -85,6 +85,8 @@ pub fn callers_terminal() -> Option<OwnedFd> {
 impl Relay {
     /// Starts to carry between `master` and this process's stdin and stdout. Error: a terminal that cannot be asked or set.
     pub fn start(master: OwnedFd, slave: OwnedFd) -> Result<Self> {
+        // Where COMMAND can see this process, it shall not reach the caller's terminal through it (ptrace(2), /proc).
+        process::prctl(nix::libc::PR_SET_DUMPABLE, [0; 4]).call(format_args!("prctl(PR_SET_DUMPABLE, 0)"))?;
         let stdin = std::io::stdin();
         let typed = isatty(&stdin).unwrap_or(false);
         nix::fcntl::fcntl(&master, nix::fcntl::FcntlArg::F_SETFL(OFlag::O_NONBLOCK))
