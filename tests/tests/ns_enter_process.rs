@@ -656,3 +656,21 @@ fn the_first_process_reaps_even_where_it_only_relays() {
     let mut child = terminal.spawn(&scratch, "ns-enter", &options);
     assert_eq!(end(&mut child), 9, "{}", terminal.shown());
 }
+
+#[test]
+fn a_root_with_a_devpts_gives_the_terminal_to_the_user() {
+    let scratch = Scratch::new(Who::User);
+    let root = ctr_tests::rootfs::make(&scratch, "root");
+    let root = root.to_str().expect("UTF-8");
+    let terminal = Terminal::new(&scratch, 24, 80);
+    let inside = "tty; set -- $(ls -ln $(tty)); echo owner=$3; : > $(tty) && echo reopened; ls /dev/pts | wc -l";
+    let script = format!(
+        "exec ns-enter --user --map-auto --mount --pid -- vol-bind --root {root} --api -- ns-enter --root {root} \\
+         --as app --cap-drop all --no-new-privs --seccomp default --init --tty -- sh -c '{inside}'"
+    );
+    let mut child = terminal.spawn(&scratch, "bash", &["-c", &script]);
+    assert_eq!(end(&mut child), 0, "{}", terminal.shown());
+    for text in ["/dev/pts/0", "owner=1000", "reopened", "2"] {
+        terminal.expect(text);
+    }
+}
