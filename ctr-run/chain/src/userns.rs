@@ -13,6 +13,7 @@ use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::{Pid, Uid, getegid, geteuid, getpid, pipe2};
 use std::fmt::Write as _;
 use std::fs;
+use std::path::Path;
 use std::process::{Command, Stdio};
 
 /// One line of a map: `count` ids from `inner` (inside) are `outer` (outside) and up.
@@ -202,24 +203,44 @@ fn enter_with_helper(flags: CloneFlags, maps: &Maps) -> Result<()> {
 /// Adds to a failed clone or unshare with CLONE_NEWUSER what on this machine forbids it (user_namespaces(7); facts read
 /// now, never guessed).
 pub fn explain(error: Error) -> Error {
-    let number = |path: &str| fs::read_to_string(path).ok().and_then(|text| text.trim().parse::<u64>().ok());
-    let refused = matches!(error.errno(), Some(Errno::EPERM | Errno::EACCES | Errno::ENOSPC | Errno::EUSERS));
-    if !refused {
-        return error;
+    let cause = match error.errno() {
+        Some(errno @ (Errno::EPERM | Errno::EACCES | Errno::ENOSPC | Errno::EUSERS)) => {
+            cause(errno, |path| fs::read_to_string(path).ok())
+        }
+        _ => None,
+    };
+    match cause {
+        Some(cause) => error.hint(cause),
+        None => error,
     }
-    if number("/proc/sys/user/max_user_namespaces") == Some(0) {
-        return error.hint("user.max_user_namespaces is 0 here; an administrator can raise it with sysctl");
+}
+
+/// Why user namespaces are refused with `errno`, from files that `read` reads.
+fn cause(errno: Errno, read: impl Fn(&str) -> Option<String>) -> Option<&'static str> {
+    let is = |path: &str, value: &str| read(path).is_some_and(|text| text.trim() == value);
+    if is("/proc/sys/user/max_user_namespaces", "0") {
+        return Some("user.max_user_namespaces is 0 here; an administrator can raise it with sysctl");
     }
-    if number("/proc/sys/kernel/unprivileged_userns_clone") == Some(0) {
-        return error.hint("kernel.unprivileged_userns_clone is 0 here; an administrator can set it to 1 with sysctl");
+    if matches!(errno, Errno::ENOSPC | Errno::EUSERS) {
+        return Some("the limit of user.max_user_namespaces, or of 32 nested user namespaces, is reached");
     }
-    if number("/proc/sys/kernel/apparmor_restrict_unprivileged_userns") == Some(1) {
-        return error.hint("kernel.apparmor_restrict_unprivileged_userns is 1 here; an administrator can give this program an AppArmor profile with \"userns,\", or set it to 0");
+    if is("/proc/sys/kernel/unprivileged_userns_clone", "0") {
+        return Some("kernel.unprivileged_userns_clone is 0 here; an administrator can set it to 1 with sysctl");
     }
-    if matches!(error.errno(), Some(Errno::ENOSPC | Errno::EUSERS)) {
-        return error.hint("the limit of user.max_user_namespaces, or of 32 nested user namespaces, is reached");
+    if is("/proc/sys/kernel/apparmor_restrict_unprivileged_userns", "1") {
+        return Some(
+            "kernel.apparmor_restrict_unprivileged_userns is 1 here; an administrator can give this program an AppArmor \
+             profile with \"userns,\", or set it to 0",
+        );
     }
-    error
+    let mounts = read("/proc/self/mountinfo")?;
+    if !crate::mountinfo::parse(mounts.as_bytes()).iter().any(|mount| mount.point == Path::new("/")) {
+        return Some("this process is in a chroot, where the kernel makes no user namespaces; pivot_root instead");
+    }
+    if read("/proc/self/status")?.lines().any(|line| line.starts_with("Seccomp:") && line.ends_with('2')) {
+        return Some("a seccomp filter is in force here; an outer container's may be what forbids it");
+    }
+    None
 }
 
 /// The ranges of the caller in /etc/subuid or /etc/subgid, as (first id, count). A missing file has none.
@@ -345,6 +366,25 @@ mod tests {
         assert_eq!(stacked(vec![(5, 1)]), [Range { inner: 1, outer: 5, count: 1 }]);
         let twice = stacked(vec![(100, 10), (105, 10), (200, 1)]);
         assert_eq!(twice, [Range { inner: 1, outer: 100, count: 10 }, Range { inner: 11, outer: 200, count: 1 }]);
+    }
+
+    #[test]
+    fn what_forbids_user_namespaces_is_read() {
+        let told = |errno, files: &[(&str, &str)]| {
+            let all =
+                [("/proc/self/mountinfo", "1 1 0:1 / / rw - ext4 /dev/a rw"), ("/proc/self/status", "Seccomp:\t0")];
+            let read = |path: &str| {
+                files.iter().chain(&all).find(|(name, _)| path.ends_with(name)).map(|(_, text)| text.to_string())
+            };
+            cause(errno, read).unwrap_or_default()
+        };
+        assert_eq!(told(Errno::EPERM, &[]), "");
+        assert!(told(Errno::ENOSPC, &[("max_user_namespaces", "0\n")]).contains("is 0 here"));
+        assert!(told(Errno::ENOSPC, &[("max_user_namespaces", "5\n")]).contains("32 nested"));
+        assert!(told(Errno::EPERM, &[("unprivileged_userns_clone", "0\n")]).contains("unprivileged_userns_clone"));
+        assert!(told(Errno::EACCES, &[("apparmor_restrict_unprivileged_userns", "1\n")]).contains("AppArmor"));
+        assert!(told(Errno::EPERM, &[("mountinfo", "")]).contains("chroot"));
+        assert!(told(Errno::EPERM, &[("status", "Name:\tx\nSeccomp:\t2\n")]).contains("seccomp"));
     }
 
     #[test]
