@@ -806,6 +806,18 @@ fn only_the_user_or_only_root_may_reach_the_working_directory() {
         // The directory is root's inside: reached before the change of user.
         assert_eq!(in_root(&scratch, "--as app --workdir /private", "pwd").ok(), "/private\n", "{:?}", scratch.who);
     }
+    if is_root() {
+        let scratch = Scratch::new(Who::Root);
+        rootfs::make(&scratch, "root");
+        let private = scratch.mkdir("root/private");
+        std::os::unix::fs::chown(&private, Some(1000), Some(1000)).unwrap();
+        fs::set_permissions(&private, fs::Permissions::from_mode(0o700)).unwrap();
+        // Root without the capabilities that pass by permissions; as on a network file system.
+        let script = |who: &str| format!("exec ns-enter --root root --as {who} --workdir /private -- pwd");
+        let options = "--cap-drop dac_override,dac_read_search";
+        assert_eq!(inside(&scratch, options, &script("app")).ok(), "/private\n");
+        inside(&scratch, options, &script("daemon")).fails(125, &["chdir(\"/private\")", "EACCES"]);
+    }
 }
 
 #[test]
@@ -904,6 +916,21 @@ fn namespaces_forbidden_by_a_limit_say_which() {
     limited("pid", "--pid").fails(125, &["CLONE_NEWPID", "ENOSPC", "user.max_pid_namespaces"]);
     limited("mnt", "--mount").fails(125, &["CLONE_NEWNS", "ENOSPC", "user.max_mnt_namespaces"]);
     limited("time", "--time").fails(125, &["CLONE_NEWTIME", "ENOSPC", "user.max_time_namespaces"]);
+}
+
+#[test]
+fn user_namespaces_forbidden_by_a_chroot_or_a_filter_say_so() {
+    let scratch = Scratch::new(Who::User);
+    let text = inside(&scratch, "--no-new-privs --seccomp default", "exec ns-enter --user -- echo ran");
+    text.fails(125, &["CLONE_NEWUSER", "EPERM", "seccomp filter"]);
+    if !is_root() {
+        return;
+    }
+    let scratch = Scratch::new(Who::Root);
+    let outer = rootfs::make(&scratch, "outer");
+    fs::copy(ctr_tests::bin_dir().join("ns-enter"), outer.join("bin/ns-enter")).unwrap();
+    let script = "mount -t proc proc outer/proc; exec chroot outer /bin/ns-enter --user -- echo ran";
+    inside(&scratch, "--mount", script).fails(125, &["CLONE_NEWUSER", "EPERM", "chroot"]);
 }
 
 #[test]
