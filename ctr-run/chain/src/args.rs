@@ -15,9 +15,12 @@ pub struct Common {
 
 /// Parses `args` (without the tool's name) as `P`. `--help` and `--version` are the error [`Stop::Show`].
 pub fn parse<P: Parser>(args: &[OsString]) -> Result<P, Stop> {
-    let mut words = vec![OsString::from(P::command().get_name())];
-    words.extend_from_slice(args);
-    P::try_parse_from(words).map_err(|error| {
+    // The grammar is built once: of what a tool does before COMMAND runs, this takes the most time and memory.
+    let mut grammar = P::command();
+    let words = std::iter::once(OsString::from(grammar.get_name())).chain(args.iter().cloned()).collect::<Vec<_>>();
+    let parsed = grammar.try_get_matches_from_mut(words).and_then(|mut matches| P::from_arg_matches_mut(&mut matches));
+    parsed.map_err(|error| {
+        let error = error.format(&mut grammar);
         use clap::error::ErrorKind::{DisplayHelp, DisplayVersion};
         match error.kind() {
             DisplayHelp | DisplayVersion => Stop::Show(error.render().to_string()),
