@@ -294,7 +294,8 @@ fn owners_are_mapped_at_the_mount() {
     let scratch = Scratch::new(Who::User);
     scratch.mkdir("root");
     scratch.mkdir("src");
-    let output = inside(&scratch, "vol-bind --root root ./src:/s:idmap=0:1:1 -- true");
+    // In a PID namespace whose numbers differ from those that /proc shows, too.
+    let output = contained(&scratch, "vol-bind --root root ./src:/s:idmap=0:1:1 -- true");
     output.fails(125, &["MOUNT_ATTR_IDMAP", "(EPERM)", "chown"]);
 }
 
@@ -593,6 +594,32 @@ fn names_resolve_in_the_container() {
         assert_eq!(fs::read_to_string(scratch.path("hosts")).unwrap(), "127.0.0.1 localhost");
         assert_eq!(fs::metadata(scratch.path("root/etc/hosts")).unwrap().len(), 0);
     });
+}
+
+#[test]
+fn check_says_what_can_be_had_and_mounts_nothing() {
+    each(|scratch| {
+        let output = contained(
+            scratch,
+            "cat /proc/self/mountinfo >before; vol-bind --check --json --root root --api ./src:/x ./new:/y:create data:/z
+             cat /proc/self/mountinfo | cmp - before; [ ! -e new ]; ls root",
+        );
+        let report = output.json();
+        for (group, name) in
+            [("mounts", "bind"), ("mounts", "tmpfs"), ("api", "proc"), ("given", "/x"), ("given", "/y")]
+        {
+            assert_eq!(report[group][name]["available"], true, "{group} {name}: {report}");
+        }
+        assert_eq!(report["mounts"]["idmap"]["available"], scratch.who == Who::Root, "{report}");
+        let missing = inside(scratch, "vol-bind --check --root root ./src:/x ./none:/y");
+        missing.fails(125, &["given /y: cannot be had here: open_tree(\"./none\"", "(ENOENT)"]);
+    });
+    let scratch = Scratch::new(Who::User);
+    let report = scratch.run("vol-bind", ["--check"]).ok();
+    assert!(report.starts_with("mounts     bind     no: ") && report.contains("ns-enter --user"), "{report}");
+    let output = inside(&scratch, "vol-bind --check --api");
+    output.fails(125, &["api proc: cannot be had here", "(EPERM)", "ns-enter --pid --"]);
+    scratch.run("vol-bind", ["--json"]).fails(125, &["--json", "--list", "--check"]);
 }
 
 // Documents and taking away.

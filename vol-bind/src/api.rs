@@ -203,12 +203,13 @@ fn devpts() -> Result<OwnedFd> {
     }
 }
 
-fn explain_proc(error: Error) -> Error {
+/// Adds to a /proc that was refused what else may be done.
+pub fn explain_proc(error: Error) -> Error {
     if error.errno() != Some(Errno::EPERM) {
         return error;
     }
     if filesystem::belongs_elsewhere("pid") {
-        return error.hint("/proc shows a PID namespace that belongs to another user namespace; make one with: ns-enter --pid --, or bind the machine's with /proc:/proc");
+        return error.hint("or bind the machine's with /proc:/proc");
     }
     let mounts = mountinfo::read("self").unwrap_or_default();
     match mounts.iter().find(|mount| mount.point.starts_with("/proc/")) {

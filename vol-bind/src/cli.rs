@@ -40,6 +40,9 @@ pub struct Cli {
     /// Take these mounts away (of the document, or those given), last first
     #[arg(long, help_heading = WHERE)]
     undo: bool,
+    /// Say what can be mounted here, and whether all that is asked for can; mount nothing
+    #[arg(long, help_heading = WHERE, conflicts_with_all = ["undo", "create", "list", "remove"])]
+    check: bool,
 
     /// /proc, /sys and /dev with what belongs there
     #[arg(long, help_heading = WHAT)]
@@ -82,8 +85,8 @@ pub struct Cli {
     /// Names, sizes and users of the volumes
     #[arg(long, help_heading = NAMED, conflicts_with_all = ["root", "from", "undo", "create"])]
     list: bool,
-    /// The list as JSON
-    #[arg(long, help_heading = NAMED, requires = "list")]
+    /// The list, or what --check tells, as JSON
+    #[arg(long, help_heading = NAMED)]
     json: bool,
     /// Remove a named volume with its data
     #[arg(long, help_heading = NAMED, value_name = "NAME", conflicts_with_all = ["root", "from", "undo", "create", "list"])]
@@ -107,6 +110,9 @@ impl Cli {
         if shm_size == 0 {
             return Err(Error::usage("--shm-size: 0 would be no limit").hint("write a size such as 64M"));
         }
+        if self.json && !self.list && !self.check {
+            return Err(Error::usage("--json goes with --list or --check"));
+        }
         let action = if let Some(name) = self.create {
             chain::store::check_name(&name)?;
             Action::Create(name)
@@ -126,13 +132,17 @@ impl Cli {
                 masked: paths(&self.mask, &api::MASKED)?,
                 read_only: paths(&self.readonly, &api::READ_ONLY)?,
             };
-            if place.root.is_none() && place.from.is_none() {
+            if place.root.is_none() && place.from.is_none() && !self.check {
                 return Err(Error::usage("no root").hint("say --root DIR, or --from DOC with root.path"));
             }
-            if self.undo && !self.command.is_empty() {
-                return Err(Error::usage("--undo runs no COMMAND"));
+            if (self.undo || self.check) && !self.command.is_empty() {
+                return Err(Error::usage("--undo and --check run no COMMAND"));
             }
-            if self.undo { Action::Undo(place) } else { Action::Mount(place) }
+            match (self.check, self.undo) {
+                (true, _) => Action::Check { place, json: self.json },
+                (_, true) => Action::Undo(place),
+                _ => Action::Mount(place),
+            }
         };
         let volumes_only = matches!(action, Action::Create(_) | Action::List { .. } | Action::Remove(_));
         if volumes_only && !self.volumes.is_empty() {

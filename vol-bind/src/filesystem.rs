@@ -28,7 +28,7 @@ pub fn create(kind: &str, source: &OsStr, data: Data, attributes: u64) -> Result
         made
     })
     .map_err(|error| {
-        let error = explain(error);
+        let error = explain_shown(explain(error), kind);
         if said.is_empty() { error } else { error.hint(format_args!("the kernel says: {}", said.join(", "))) }
     })
 }
@@ -95,6 +95,23 @@ pub fn explain(error: Error) -> Error {
             .hint("this mount namespace belongs to another user namespace; make one with: ns-enter --mount --");
     }
     error
+}
+
+/// Adds to a file system that was refused which namespace it shows, if that is why.
+fn explain_shown(error: Error, kind: &str) -> Error {
+    let namespace = match kind {
+        "proc" => "pid",
+        "sysfs" => "net",
+        "mqueue" => "ipc",
+        "cgroup" | "cgroup2" => "cgroup",
+        _ => return error,
+    };
+    if error.errno() != Some(Errno::EPERM) || !belongs_elsewhere(namespace) {
+        return error;
+    }
+    error.hint(format_args!(
+        "it shows the {namespace} namespace, which belongs to another user namespace; make one with: ns-enter --{namespace} --"
+    ))
 }
 
 /// Whether this process's namespace `kind` (`pid`, `net` …) belongs to another user namespace than its own, so that it may

@@ -6,10 +6,11 @@
 //!   systems; [`idmap`], [`names`].
 //! * [`place`]: the order in which they are put in their places inside the root; [`api`], [`mask`].
 //! * [`undoing`]: taking back what a failed call did; [`undo`]: `--undo`.
-//! * [`oci`]: the document.
+//! * [`oci`]: the document; [`check`]: `--check`.
 #![forbid(unsafe_code)]
 
 mod api;
+mod check;
 mod cli;
 mod copy;
 mod filesystem;
@@ -49,6 +50,11 @@ fn run(chain: &mut Chain, args: &[OsString]) -> Result<Outcome, Stop> {
         Action::Undo(place) => {
             undo(place, store.as_deref())?;
             None
+        }
+        Action::Check { place, json } => {
+            let report = check::Report::make(&place)?;
+            report.satisfies()?;
+            return Ok(Outcome::Text(if json { report.to_json() } else { report.to_text() }));
         }
         Action::Create(name) => {
             Volumes::of(&Store::at(store.as_deref())?).create(&name)?;

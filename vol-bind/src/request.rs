@@ -23,6 +23,13 @@ pub enum Action {
     Mount(Place),
     /// Take mounts away.
     Undo(Place),
+    /// Say whether it can be done.
+    Check {
+        /// What would be mounted; the root may be missing.
+        place: Place,
+        /// As JSON.
+        json: bool,
+    },
     /// Make a named volume.
     Create(String),
     /// Tell of the named volumes.
