@@ -64,8 +64,8 @@ fn run(chain: &mut Chain, args: &[OsString]) -> Result<Outcome, Stop> {
 fn enter(chain: &mut Chain, mut request: Request) -> Result<Outcome> {
     request.complete()?;
     let manner = request.tty.then(tty::Manner::of_caller).transpose()?;
-    // Who waits for what a link before asked for must stay where it is to do it.
-    if chain.will_split()
+    // Who waits for what a link before asked for, or relays a terminal, must stay where it is to do it.
+    if (chain.will_split() || request.tty && !chain.has_parent())
         && !request.splits_first()
         && let Forked::Parent(outcome) = chain.fork(0, |_| Ok(()))?
     {
