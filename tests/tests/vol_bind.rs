@@ -666,6 +666,22 @@ fn the_document_has_what_was_mounted_and_undo_takes_exactly_that_away() {
 }
 
 #[test]
+fn undo_takes_the_api_file_systems_and_masks_away() {
+    each(|scratch| {
+        scratch.write("root/secret", "secret");
+        let output = contained(
+            scratch,
+            "left() { awk -v at=$PWD/root/ 'index($5, at) == 1 { print $5, $(NF-1) }' /proc/self/mountinfo; }
+             vol-bind --root root --api --mask default --mask /secret --readonly default --readonly /secret >doc.json
+             vol-bind --undo --from doc.json; left
+             vol-bind --root root --api --mask default --tmpfs /dev/shm --mask /secret >/dev/null
+             vol-bind --undo --root root --api --mask default --tmpfs /dev/shm --mask /secret; left; cat root/secret",
+        );
+        assert_eq!(output.ok(), "secret");
+    });
+}
+
+#[test]
 fn undo_leaves_other_mounts_alone_and_names_who_is_busy() {
     each(|scratch| {
         let output = inside(

@@ -35,7 +35,7 @@ use chain::{Chain, Document, Outcome, Result, size};
 use request::{Action, Place, Request};
 use serde_json::Value;
 use std::ffi::OsString;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use volume::Volumes;
 
 /// The tool.
@@ -95,6 +95,14 @@ fn undo(place: Place, store: Option<&Path>) -> Result<()> {
         mounts.extend(oci::mounts(&api)?);
     }
     mounts.extend(place.mounts);
+    if let Some(document) = &document {
+        for paths in ["linux/readonlyPaths", "linux/maskedPaths"] {
+            let paths: Vec<PathBuf> = document.texts(paths)?.into_iter().map(PathBuf::from).collect();
+            mounts.extend(undo::hidden(&paths));
+        }
+    }
+    mounts.extend(undo::hidden(&place.read_only));
+    mounts.extend(undo::hidden(&place.masked));
     undo::unmount(&root, &mounts, store)
 }
 

@@ -45,8 +45,12 @@ pub fn mount(root: &Root, place: &Place, store: Option<&Path>) -> Result<()> {
     done
 }
 
-/// If the root is a mount, what is mounted in it stays with it: nothing comes to the places that its mount came from.
+/// If the root is a mount, what is mounted in it stays with it: nothing comes to the places that its mount came from. The
+/// machine's own root stays as it is.
 fn keep_inside(root: &Root) -> Result<()> {
+    if root.path() == Path::new("/") {
+        return Ok(());
+    }
     let change = Change { propagation: MsFlags::MS_PRIVATE.bits(), ..Change::default() };
     match mount_setattr(root.fd(), false, change) {
         // A plain directory; or nothing may be mounted here, which the first mount says better.

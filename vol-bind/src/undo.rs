@@ -1,6 +1,6 @@
 //! `--undo`: exactly the mounts that were asked for, last first.
 
-use crate::mount::{Mount, Source};
+use crate::mount::{Mount, Options, Source};
 use crate::volume::Volumes;
 use chain::mountinfo;
 use chain::root::Root;
@@ -11,10 +11,22 @@ use chain::{Error, Result, ResultExt};
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use nix::mount::{MntFlags, umount2};
-use nix::sys::stat::{fstat, stat};
+use nix::sys::stat::{fstat, makedev, stat};
 use std::fs;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
+
+/// The kind of a "mount" that only hides a path or makes it read-only.
+const HIDDEN: &str = "(hidden or read-only)";
+
+/// What hides `paths` or makes them read-only, to be taken away.
+pub fn hidden(paths: &[PathBuf]) -> impl Iterator<Item = Mount> {
+    paths.iter().map(|path| Mount {
+        source: Source::FileSystem(HIDDEN.into(), HIDDEN.into()),
+        target: path.clone(),
+        options: Options::default(),
+    })
+}
 
 /// Takes `mounts` of `root` away, the last one first. What is not mounted is gone already; something else that is mounted
 /// there stays, and `-v` tells.
@@ -47,7 +59,10 @@ fn take(root: &Root, mount: &Mount, store: Option<&Path>) -> Result<()> {
     let dir = openat2(root.fd(), parent, flags.bits(), 0, RESOLVE_IN_ROOT | RESOLVE_NO_SYMLINKS)
         .call(format_args!("openat2({:?}, {parent:?}, RESOLVE_IN_ROOT|RESOLVE_NO_SYMLINKS)", root.path()))?;
     let path = Path::new("/proc/self/fd").join(dir.as_raw_fd().to_string()).join(name);
-    match op(format_args!("umount2({real:?}, UMOUNT_NOFOLLOW)"), || umount2(&path, MntFlags::UMOUNT_NOFOLLOW)) {
+    // What `--api` mounts there is more than one mount.
+    let tree = ["/dev", "/sys", "/sys/fs/cgroup"].iter().any(|at| mount.target == Path::new(at));
+    let flags = if tree { MntFlags::MNT_DETACH } else { MntFlags::empty() } | MntFlags::UMOUNT_NOFOLLOW;
+    match op(format_args!("umount2({real:?}, UMOUNT_NOFOLLOW)"), || umount2(&path, flags)) {
         Err(error) if error.errno() == Some(Errno::EBUSY) => Err(busy(error, &real)),
         Err(error) if error.errno() == Some(Errno::EINVAL) => {
             Err(error.hint("it is locked: it came from the namespace around this one, and only that can take it away"))
@@ -81,6 +96,10 @@ fn is_ours(mount: &Mount, found: &OwnedFd, real: &Path, store: Option<&Path>) ->
             // The source is gone or out of reach: the kernel shows one that was removed.
             Err(_) => true,
         },
+        (None, Source::FileSystem(kind, _)) if kind == HIDDEN => {
+            let read_only = there.options.split(',').any(|option| option == "ro");
+            read_only || fstat(found).is_ok_and(|stat| stat.st_rdev == makedev(1, 3))
+        }
         (None, Source::FileSystem(kind, _)) => there.fs_type == *kind || kind == "none" || kind == "cgroup",
         _ => true,
     };
