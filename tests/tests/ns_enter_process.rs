@@ -674,3 +674,20 @@ fn a_root_with_a_devpts_gives_the_terminal_to_the_user() {
         terminal.expect(text);
     }
 }
+
+#[test]
+fn a_documents_profile_is_used_unless_told_otherwise() {
+    let scratch = Scratch::new(Who::User);
+    let document = json!({
+        "ociVersion": "1.2.0",
+        "process": {"args": ["busybox", "mkdir", "made"], "cwd": scratch.path(""), "noNewPrivileges": true},
+        "linux": {"seccomp": {"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [
+            {"names": ["mkdir", "mkdirat"], "action": "SCMP_ACT_ERRNO", "errnoRet": 28}]}},
+    });
+    scratch.write("document.json", document.to_string());
+    let refused = scratch.run("ns-enter", ["--from", "document.json"]);
+    assert!(refused.status == 1 && refused.stderr.contains("No space left"), "{refused:?}");
+    assert!(!scratch.path("made").exists());
+    scratch.run("ns-enter", ["--from", "document.json", "--seccomp", "none"]).ok();
+    assert!(scratch.path("made").exists());
+}
