@@ -18,11 +18,11 @@ use crate::tool::Outcome;
 use crate::trace;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::signal::{SigSet, SigmaskHow, Signal, pthread_sigmask, raise};
+use nix::sys::signal::{SigSet, SigmaskHow, Signal, killpg, pthread_sigmask, raise};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid, waitpid};
-use nix::unistd::{Pid, getpgid, getpgrp, getpid};
+use nix::unistd::{Pid, getpgid, getpgrp, getpid, getsid};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
@@ -244,11 +244,7 @@ impl<'a> Waiter<'a> {
                     if self.is_for_relay(signal) {
                         continue;
                     }
-                    if !(code == SI_KERNEL && in_own_group(self.pid)) && signal != Signal::SIGWINCH as i32 {
-                        trace::note(format_args!("pidfd_send_signal({}, {})", self.pid, signal_name(signal)));
-                        self.send(signal);
-                        self.told_to_end |= relay::ends_programs(signal);
-                    }
+                    self.pass_on(signal, code == SI_KERNEL);
                     doubtful = None;
                     signal
                 }
@@ -262,7 +258,7 @@ impl<'a> Waiter<'a> {
                 Err(Errno::EINTR) => continue,
                 Err(errno) => return Err(Error::call(format_args!("sigtimedwait()"), errno)),
             };
-            match fate_in_first_process(self.pid, signal) {
+            match fate(self.pid, signal) {
                 Fate::Taken => doubtful = None,
                 Fate::Blocked => {
                     doubtful = doubtful.or_else(|| Some((signal, Instant::now() + DOUBT)));
@@ -273,7 +269,7 @@ impl<'a> Waiter<'a> {
                     doubtful = None;
                 }
                 Fate::Dropped(Default::Stop) => {
-                    self.send(Signal::SIGSTOP as i32);
+                    self.send_to_job(Signal::SIGSTOP as i32);
                     doubtful = None;
                 }
             }
@@ -282,6 +278,29 @@ impl<'a> Waiter<'a> {
 
     fn send(&self, signal: i32) {
         let _ = process::pidfd_send_signal(&self.pidfd, signal);
+    }
+
+    /// Passes on what was sent to this process alone, to the child alone. What a terminal sent is for a whole job, which a
+    /// child in this process's group has got already.
+    fn pass_on(&mut self, signal: i32, from_terminal: bool) {
+        if signal == Signal::SIGWINCH as i32 || (from_terminal && getpgid(Some(self.pid)) == Ok(getpgrp())) {
+            return;
+        }
+        trace::note(format_args!("pidfd_send_signal({}, {})", self.pid, signal_name(signal)));
+        if from_terminal {
+            self.send_to_job(signal)
+        } else {
+            self.send(signal)
+        }
+        self.told_to_end |= relay::ends_programs(signal);
+    }
+
+    /// Sends to the child and, if it leads a group of its own, to all of that.
+    fn send_to_job(&self, signal: i32) {
+        match Signal::try_from(signal) {
+            Ok(signal) if getpgid(Some(self.pid)) == Ok(self.pid) && killpg(self.pid, signal).is_ok() => {}
+            _ => self.send(signal),
+        }
     }
 
     /// The next signal and its `si_code`. Meanwhile the child is heard and its terminal relayed. Error EAGAIN: none came
@@ -394,7 +413,7 @@ impl<'a> Waiter<'a> {
         if let Some(relay) = &self.relay {
             relay.resume();
         }
-        self.send(Signal::SIGCONT as i32);
+        self.send_to_job(Signal::SIGCONT as i32);
     }
 
     /// Takes note of what happened to children; the status if it was the end of the one that is waited for.
@@ -444,18 +463,13 @@ const SI_KERNEL: i32 = 0x80;
 const DOUBT_INTERVAL: Duration = Duration::from_millis(5);
 const DOUBT: Duration = Duration::from_secs(2);
 
-/// Whether `pid` is in this process's group, and so gets what a terminal sends to the group.
-fn in_own_group(pid: Pid) -> bool {
-    getpgid(Some(pid)) == Ok(getpgrp())
-}
-
 /// What a signal does to a process that neither catches nor ignores it.
 enum Default {
     End,
     Stop,
 }
 
-/// What became of a signal for a child that may be the first process of a PID namespace.
+/// What became of a signal for a child.
 enum Fate {
     /// The child catches, ignores or has it, or is an ordinary process.
     Taken,
@@ -465,9 +479,10 @@ enum Fate {
     Dropped(Default),
 }
 
-/// The kernel drops a signal without a handler for the first process of a PID namespace (pid_namespaces(7)). People expect
-/// Ctrl-C and SIGTERM to work all the same, so we do what the default action would have done.
-fn fate_in_first_process(pid: Pid, signal: i32) -> Fate {
+/// The kernel drops a signal without a handler for the first process of a PID namespace (pid_namespaces(7)), and one that
+/// stops for a group that no process of its session could continue. People expect Ctrl-C, Ctrl-Z and SIGTERM to work all the
+/// same, so we do what the default action would have done.
+fn fate(pid: Pid, signal: i32) -> Fate {
     let action = match Signal::try_from(signal) {
         Ok(Signal::SIGHUP | Signal::SIGINT | Signal::SIGQUIT | Signal::SIGTERM | Signal::SIGALRM) => Default::End,
         Ok(Signal::SIGPIPE | Signal::SIGUSR1 | Signal::SIGUSR2 | Signal::SIGXCPU | Signal::SIGXFSZ) => Default::End,
@@ -477,7 +492,9 @@ fn fate_in_first_process(pid: Pid, signal: i32) -> Fate {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
     let field = |name: &str| status.lines().find_map(|line| line.strip_prefix(name)).map_or("", str::trim);
     let ids: Vec<&str> = field("NSpid:").split_whitespace().collect();
-    if ids.len() < 2 || ids.last() != Some(&"1") {
+    let is_first = ids.len() > 1 && ids.last() == Some(&"1");
+    let is_orphaned = getsid(Some(pid)) == Ok(pid);
+    if !is_first && !(is_orphaned && matches!(action, Default::Stop)) {
         return Fate::Taken;
     }
     let has = |name: &str| u64::from_str_radix(field(name), 16).is_ok_and(|set| set & 1 << (signal - 1) != 0);
