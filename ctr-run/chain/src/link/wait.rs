@@ -494,7 +494,7 @@ fn fate(pid: Pid, signal: i32) -> Fate {
     let ids: Vec<&str> = field("NSpid:").split_whitespace().collect();
     let is_first = ids.len() > 1 && ids.last() == Some(&"1");
     let is_orphaned = getsid(Some(pid)) == Ok(pid);
-    if !is_first && !(is_orphaned && matches!(action, Default::Stop)) {
+    if !(is_first || is_orphaned && matches!(action, Default::Stop)) {
         return Fate::Taken;
     }
     let has = |name: &str| u64::from_str_radix(field(name), 16).is_ok_and(|set| set & 1 << (signal - 1) != 0);
