@@ -6,6 +6,7 @@ use crate::cli::Cli;
 use crate::rootfs::Parts;
 use chain::document::Document;
 use chain::{Error, Result, ResultExt};
+use img_unpack::config::ENTRYPOINT;
 use serde_json::Value;
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
@@ -28,10 +29,6 @@ pub const DEFAULT_CAPABILITIES: [&str; 14] = [
     "CAP_SETUID",
     "CAP_SYS_CHROOT",
 ];
-
-/// The annotation in which `img-unpack` keeps the image's Entrypoint (JSON, a list of texts): `process.args` alone does not
-/// say where it ends and Cmd begins, and a COMMAND replaces only Cmd.
-pub const ENTRYPOINT: &str = "ctr.entrypoint";
 
 /// A namespace of the container.
 #[derive(Clone, Debug, PartialEq, Eq)]

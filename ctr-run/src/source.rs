@@ -2,16 +2,15 @@
 
 use crate::cli::{Cli, Source};
 use chain::document::{Document, path_text};
+use chain::link::apart;
 use chain::store::Store;
-use chain::sys::process::{self, Side};
-use chain::trace::speak_as;
-use chain::{Error, Result, ResultExt};
+use chain::{Result, ResultExt};
 use nix::fcntl::OFlag;
-use nix::sys::wait::{WaitStatus, waitpid};
-use nix::unistd::{dup2_stdout, pipe2};
+use nix::unistd::pipe2;
 use serde_json::json;
 use std::ffi::OsString;
 use std::fs::File;
+use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 
 /// The document of what is to run. An image is unpacked if it is not in the store yet.
@@ -54,31 +53,22 @@ fn bundle(dir: &Path) -> Result<Document> {
 /// What `img-unpack` prints. It runs in a child, since it has threads, needs memory and, for an ordinary user, enters a user
 /// namespace; the process that starts COMMAND must have nothing of that.
 fn unpack(image: &OsString, cli: &Cli, store: &Store) -> Result<Document> {
+    let platform = cli.platform.as_deref().map(img_unpack::manifest::Platform::parse).transpose()?;
+    let choice = img_unpack::Choice { reference: cli.reference.clone(), platform };
+    if let Some(document) = img_unpack::stored(store, image, &choice)? {
+        return Ok(document);
+    }
     let mut args: Vec<OsString> = vec![crate::limits::joined("--store=", store.path().as_os_str())];
     args.extend(cli.reference.iter().map(|name| format!("--ref={name}").into()));
     args.extend(cli.platform.iter().map(|platform| format!("--platform={platform}").into()));
-    args.extend(["--".into(), image.clone()]);
-    let (reader, writer) = pipe2(OFlag::O_CLOEXEC).call(format_args!("pipe2()"))?;
-    match process::clone3(0).call(format_args!("clone3(0)"))? {
-        Side::Child => {
-            drop(reader);
-            let status = match dup2_stdout(&writer) {
-                Ok(()) => chain::tool::run(&img_unpack::TOOL, &[], &args),
-                Err(_) => chain::error::FAILED,
-            };
-            std::process::exit(status.into());
-        }
-        Side::Parent(pid, _) => {
-            drop(writer);
-            let text = std::io::read_to_string(File::from(reader)).call(format_args!("read(pipe)"));
-            let ended = waitpid(pid, None).call(format_args!("waitpid({pid})"))?;
-            speak_as(crate::TOOL.name);
-            match ended {
-                WaitStatus::Exited(_, 0) => Document::parse(text?.as_bytes()),
-                // It has said why.
-                WaitStatus::Exited(_, _) => Err(Error::said()),
-                other => Err(Error::new(format_args!("img-unpack ended: {other:?}"))),
-            }
-        }
+    if !std::io::stderr().is_terminal() {
+        args.push("--quiet".into());
     }
+    args.push(image.clone());
+    let (reader, writer) = pipe2(OFlag::O_CLOEXEC).call(format_args!("pipe2()"))?;
+    let unpacking = apart::start(&img_unpack::TOOL, &args, &writer)?;
+    drop(writer);
+    let text = std::io::read_to_string(File::from(reader)).call(format_args!("read(pipe)"));
+    unpacking.wait()?;
+    Document::parse(text?.as_bytes())
 }

@@ -12,7 +12,7 @@ use std::path::PathBuf;
 #[command(
     name = "img-unpack",
     version,
-    override_usage = "img-unpack [OPTIONS] IMAGE\n       img-unpack --list|--verify|--remove REF|--prune [OPTIONS]",
+    override_usage = "img-unpack [OPTIONS] IMAGE [-- COMMAND [ARG]...]\n       img-unpack --list|--verify|--remove REF|--prune [OPTIONS]",
     after_help = "IMAGE is an archive of docker save, an OCI layout or archive, compressed or not, - for stdin,\nor the name of an image in the store.\n\nExample: docker save alpine | img-unpack - | jq .process.args"
 )]
 struct Cli {
@@ -57,6 +57,9 @@ struct Cli {
     /// Remove layers that no image has
     #[arg(long, help_heading = "The store", conflicts_with = "image")]
     prune: bool,
+    /// What to run then
+    #[arg(last = true, value_name = "COMMAND")]
+    command: Vec<OsString>,
 }
 
 /// What is asked for.
@@ -68,6 +71,8 @@ pub struct Request {
     pub quiet: bool,
     /// What to do.
     pub action: Action,
+    /// What to run then.
+    pub command: Vec<OsString>,
 }
 
 /// What to do.
@@ -128,7 +133,7 @@ pub fn request(args: &[OsString]) -> Result<Request, Stop> {
         };
         Action::Unpack(unpack.ok_or_else(none)?)
     };
-    Ok(Request { store: cli.store, quiet: cli.quiet, action })
+    Ok(Request { store: cli.store, quiet: cli.quiet, action, command: cli.command })
 }
 
 #[cfg(test)]

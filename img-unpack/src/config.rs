@@ -13,6 +13,9 @@ use std::os::unix::ffi::OsStrExt;
 /// The largest /etc/passwd or /etc/group that is read.
 const MAX_ACCOUNTS: u64 = 4 << 20;
 
+/// The annotation that keeps the image's Entrypoint, as JSON text.
+pub const ENTRYPOINT: &str = "ctr.entrypoint";
+
 /// The document of an image with this configuration and tree, without its layers.
 pub fn document(config: &Value, tree: &Merged) -> Document {
     let inner = &config["config"];
@@ -23,7 +26,13 @@ pub fn document(config: &Value, tree: &Merged) -> Document {
     let cwd = inner["WorkingDir"].as_str().filter(|dir| !dir.is_empty()).unwrap_or("/");
     document.set("process/cwd", if cwd.starts_with('/') { cwd.to_string() } else { format!("/{cwd}") });
     document.set("process/user", user(inner["User"].as_str().unwrap_or_default(), tree));
-    let annotations = annotations(config);
+    let mut annotations = annotations(config);
+    // Where Entrypoint ends and Cmd begins, the arguments alone do not say.
+    let entrypoint: Vec<&str> = texts(&inner["Entrypoint"]).collect();
+    annotations.remove(ENTRYPOINT);
+    if !entrypoint.is_empty() {
+        annotations.insert(ENTRYPOINT.into(), json!(entrypoint).to_string().into());
+    }
     if !annotations.is_empty() {
         document.set("annotations", annotations);
     }

@@ -29,25 +29,35 @@ pub use record::stored;
 
 use chain::args::Stop;
 use chain::document::path_text;
+use chain::link::apart;
 use chain::store::Store;
-use chain::trace::say;
+use chain::trace::{note, say};
 use chain::userns::{self, Maps};
-use chain::{Error, Outcome, Result};
+use chain::{Chain, Error, Outcome, Result, ResultExt};
 use cli::{Action, Request, Unpack};
-use manifest::Image;
+use manifest::{Image, Platform};
 use merged::Merged;
 use nix::sched::CloneFlags;
 use node::{Owners, Policy, open_dir};
 use serde_json::{Value, json};
 use source::Source;
+use std::ffi::OsString;
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use unpack::Unpacking;
 
 /// The tool.
 pub const TOOL: chain::Tool = chain::Tool { name: "img-unpack", command: cli::command, run };
 
-fn run(_chain: &mut chain::Chain, args: &[std::ffi::OsString]) -> Result<Outcome, Stop> {
+fn run(chain: &mut Chain, args: &[OsString]) -> Result<Outcome, Stop> {
     let request = cli::request(args)?;
+    if !request.command.is_empty() {
+        // Threads, memory and a user namespace are not for COMMAND.
+        let own = &args[..args.len() - request.command.len() - 1];
+        let nowhere = File::options().write(true).open("/dev/null").call(format_args!("open(\"/dev/null\")"))?;
+        apart::start(&TOOL, own, nowhere)?.wait()?;
+        return Ok(chain.exec(&request.command)?);
+    }
     let store = Store::at(request.store.as_deref())?;
     Ok(match &request.action {
         Action::Unpack(unpack) if unpack.check => check(&store, unpack)?,
@@ -138,6 +148,9 @@ fn open(store: &Store, request: &Unpack) -> Result<Opened> {
     let source = Source::open(&request.image, &store.staging(), request.limit)?;
     let place = |error: Error| error.within(format_args!("image {:?}", source.name()));
     let image = manifest::choose(&source, &request.choice).map_err(place)?;
+    if request.choice.platform.is_none() && !image.platform.serves(&Platform::own()) {
+        note(format_args!("the image is for {}, this machine is {}", image.platform, Platform::own()));
+    }
     Ok((source, image, seen.map(|seen| (path, seen))))
 }
 

@@ -6,11 +6,11 @@ use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::PathBuf;
 
 /// The applets that a test root has.
-pub const APPLETS: [&str; 48] = [
+pub const APPLETS: [&str; 49] = [
     "sh", "cat", "ls", "id", "env", "pwd", "true", "false", "sleep", "echo", "hostname", "mount", "umount", "ps",
     "kill", "stat", "touch", "mkdir", "rm", "rmdir", "mv", "cp", "ln", "readlink", "chmod", "chown", "dd", "head",
     "tail", "wc", "grep", "sed", "tr", "sort", "find", "test", "tar", "ip", "ifconfig", "tty", "stty", "od", "mknod",
-    "unshare", "seq", "nproc", "df", "sync",
+    "unshare", "seq", "nproc", "df", "sync", "yes",
 ];
 
 /// Where the static busybox of the machine is (Debian's busybox-static).

@@ -4,6 +4,7 @@ use ctr_tests::image::{Image, Layer};
 use ctr_tests::{DEADLINE, Scratch, Who, finish, finish_with, is_root, real_image, wait, wait_until};
 use serde_json::json;
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::process::{Child, Stdio};
 use std::time::Duration;
@@ -135,11 +136,12 @@ fn a_named_container_keeps_its_writable_layer() {
     }
 }
 
-/// Starts a container that tells that it runs, and waits for that.
+/// Starts a container whose script says UP when it runs, and waits for that.
 fn started(scratch: &Scratch, options: &[&str], image: &str, script: &str) -> Child {
     let flag = scratch.mkdir("flags");
+    fs::set_permissions(&flag, fs::Permissions::from_mode(0o777)).unwrap();
     let bind = format!("{}:/flags", flag.display());
-    let script = format!("touch /flags/up; {script}");
+    let script = script.replace("UP", "touch /flags/up");
     let mut command = scratch.command("ctr-run");
     command.args(options).args(["-v", &bind, image, "sh", "-c", &script]);
     let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
@@ -157,11 +159,11 @@ fn signals_reach_the_command_and_end_it_even_as_process_1() {
     use nix::sys::signal::Signal::{SIGHUP, SIGINT, SIGTERM};
     for who in Who::all() {
         let (scratch, image) = busybox(who);
-        let mut child = started(&scratch, &[], &image, "trap 'exit 9' TERM; while :; do sleep 0.1; done");
+        let mut child = started(&scratch, &[], &image, "trap 'exit 9' TERM; UP; while :; do sleep 0.1; done");
         signal(&child, SIGTERM);
         assert_eq!(wait(&mut child, DEADLINE).unwrap().code(), Some(9), "{who:?}");
         for (number, name) in [(15, SIGTERM), (2, SIGINT), (1, SIGHUP)] {
-            let mut child = started(&scratch, &[], &image, "exec sleep 1000");
+            let mut child = started(&scratch, &[], &image, "UP; exec sleep 1000");
             signal(&child, name);
             assert_eq!(wait(&mut child, DEADLINE).unwrap().code(), Some(128 + number), "{who:?} {name}");
         }
@@ -174,7 +176,7 @@ fn kill_9_leaves_no_process_and_the_next_run_cleans_up() {
     use nix::sys::signal::Signal::SIGKILL;
     for who in Who::all() {
         let (scratch, image) = busybox(who);
-        let mut child = started(&scratch, &["-u", "app"], &image, "sleep 1000 & sleep 1000");
+        let mut child = started(&scratch, &["-u", "app"], &image, "sleep 1000 & UP; sleep 1000");
         signal(&child, SIGKILL);
         wait(&mut child, DEADLINE).unwrap();
         assert!(
@@ -193,7 +195,7 @@ fn a_running_name_is_refused_with_its_process() {
     use nix::sys::signal::Signal::SIGTERM;
     for who in Who::all() {
         let (scratch, image) = busybox(who);
-        let mut child = started(&scratch, &["--name", "one"], &image, "exec sleep 1000");
+        let mut child = started(&scratch, &["--name", "one"], &image, "UP; exec sleep 1000");
         let pid = child.id().to_string();
         scratch.run("ctr-run", ["--name", "one", &image, "true"]).fails(125, &["container \"one\" is running", &pid]);
         scratch.run("ctr-run", ["--remove", "one"]).fails(125, &["is running", &pid]);

@@ -7,6 +7,7 @@
 //! goes on. The first link that needs a new process ([`Chain::fork`]: a PID namespace), or else [`Chain::exec`] itself,
 //! splits: the parent stays, waits and cleans up for all links before it; the child goes on.
 
+pub mod apart;
 mod exec;
 mod relay;
 mod wait;
