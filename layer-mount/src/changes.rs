@@ -286,4 +286,25 @@ mod tests {
         let value: Value = serde_json::from_str(&to_json(&changes)).unwrap();
         assert_eq!(value[0]["bytes"], json!([47, 97, 10, 255]));
     }
+
+    #[test]
+    fn marks_as_attributes() {
+        let dir = tempfile::tempdir().unwrap();
+        let base = tree(&dir.path().join("base"), &["gone", "d/below"]);
+        let upper = tree(&dir.path().join("upper"), &["d/new", "moved/"]);
+        fs::write(upper.join("gone"), "").unwrap();
+        let set = |name: &str, key: &str, value: &[u8]| {
+            chain::sys::mount::lsetxattr(&upper.join(name), OsStr::new(&format!("user.overlay.{key}")), value)
+        };
+        if set("gone", "whiteout", b"y") == Err(nix::errno::Errno::EOPNOTSUPP) {
+            // No such attributes where temporary files are.
+            return;
+        }
+        set("d", "opaque", b"y").unwrap();
+        let known = changes(&upper, Some(vec![base]));
+        assert_eq!(known, "O /d\nA /d/new\nD /gone\nA /moved\n");
+        set("moved", "redirect", b"/d").unwrap();
+        let error = compare(&upper, None).unwrap_err().to_string();
+        assert!(error.contains("redirect"), "{error}");
+    }
 }

@@ -91,9 +91,6 @@ fn busy(error: Error, mount: &Mount) -> Error {
     let mut below: Vec<String> =
         below.iter().filter(|other| other.parent == mount.id).map(|other| format!("{:?}", other.point)).collect();
     let mut users = users(&mount.point);
-    if users.is_empty() && std::env::current_dir().is_ok_and(|dir| dir.starts_with(&mount.point)) {
-        return error.hint("it is the working directory here; cd away, or use --lazy");
-    }
     for list in [&mut below, &mut users] {
         let more = list.len().saturating_sub(NAMED);
         list.truncate(NAMED);
@@ -116,9 +113,11 @@ fn users(point: &Path) -> Vec<String> {
     let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
     let processes = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
     processes
-        .filter(|pid| *pid != std::process::id())
         .filter_map(|pid| Some((pid, use_of(pid, point)?)))
         .map(|(pid, what)| {
+            if pid == std::process::id() {
+                return format!("this process itself: {what}");
+            }
             let name = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
             format!("process {pid} ({}): {what}", name.trim_end())
         })
@@ -157,7 +156,8 @@ fn tidy(upper: &Path, work: &Path, mount: &Mount) -> Result<()> {
         note(format_args!("{work:?} stays: another mount uses it"));
         return Ok(());
     }
-    if option_is_set(mount, b"volatile") {
+    // (The second since Linux 6.18.)
+    if option_is_set(mount, b"volatile") || option_is_set(mount, b"fsync=volatile") {
         match fs::File::open(upper) {
             Ok(file) => op(format_args!("syncfs({upper:?})"), || nix::unistd::syncfs(&file))?,
             // Nothing to be saved where there is no upper.
