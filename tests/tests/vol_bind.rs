@@ -450,6 +450,27 @@ fn a_copy_that_was_interrupted_begins_anew() {
 }
 
 #[test]
+fn a_copy_that_does_not_fit_leaves_nothing_half_made() {
+    each(|scratch| {
+        let output = inside(
+            scratch,
+            "mkdir small root/data; head -c 600000 /dev/zero >root/data/a; cp root/data/a root/data/b
+             mount -t tmpfs -o size=1m none small; export CTR_STORE=$PWD/small
+             vol-bind --root root ./src:/x data:/data -- true || echo $?
+             ls small/volumes/data small/volumes/data/_data; ls root
+             mount -o remount,size=4m small
+             vol-bind --root root data:/data -- ls root/data",
+        );
+        assert_eq!(output.ok(), "125\nsmall/volumes/data:\n_data\n\nsmall/volumes/data/_data:\ndata\na\nb\n");
+        assert!(
+            output.stderr.contains("filling a new volume") && output.stderr.contains("(ENOSPC)"),
+            "{}",
+            output.stderr
+        );
+    });
+}
+
+#[test]
 fn volumes_are_listed_and_not_removed_in_use() {
     each(|scratch| {
         scratch.run("vol-bind", ["--create", "one"]).ok();

@@ -51,7 +51,10 @@ fn run(chain: &mut Chain, args: &[OsString]) -> Result<Outcome, Stop> {
             undo(place, store.as_deref())?;
             None
         }
-        Action::Check { place, json } => {
+        Action::Check { mut place, json } => {
+            if let Some(document) = place.from.as_deref().map(Document::read).transpose()? {
+                place.root = Some(place::root_of(&place, Some(&document))?);
+            }
             let report = check::Report::make(&place)?;
             report.satisfies()?;
             return Ok(Outcome::Text(if json { report.to_json() } else { report.to_text() }));
