@@ -286,7 +286,7 @@ mod tests {
 
     fn parse(words: &str) -> Result<Request> {
         let words = std::iter::once("cg-limit").chain(words.split_whitespace());
-        Cli::try_parse_from(words).map_err(|error| Error::usage(error))?.request()
+        Cli::try_parse_from(words).map_err(Error::usage)?.request()
     }
 
     fn limits(words: &str) -> Limits {

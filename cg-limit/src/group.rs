@@ -567,6 +567,15 @@ fn hand_down(hierarchy: &Hierarchy, name: &Name, controllers: &[String]) -> Resu
 }
 
 fn enable(hierarchy: &Hierarchy, dir: &Path, needed: &[&str]) -> Result<()> {
+    // With processes of its own it would be refused (EBUSY), or, worse, taken: for controllers that know threads the kernel
+    // makes it the root of a threaded tree, whose groups take no process. The top of all groups may have processes.
+    if dir.join("cgroup.type").exists() && !own_processes(dir).is_empty() {
+        if dir != hierarchy.own {
+            return Err(Error::new(format_args!("{dir:?} has processes of its own"))
+                .hint("then it may not hand controllers down (cgroups(7), no internal processes)"));
+        }
+        vacate(dir)?;
+    }
     let words = |file: &str| -> Result<Vec<String>> {
         let path = dir.join(file);
         let text = fs::read_to_string(&path).call(format_args!("read({path:?})"))?;
@@ -584,20 +593,17 @@ fn enable(hierarchy: &Hierarchy, dir: &Path, needed: &[&str]) -> Result<()> {
     let path = dir.join("cgroup.subtree_control");
     let value: Vec<String> = missing.iter().map(|name| format!("+{name}")).collect();
     let value = value.join(" ");
-    let write = || op(format_args!("write({path:?}, {value:?})"), || write_file(&path, &value));
-    match write() {
-        Err(error) if error.errno() == Some(Errno::EBUSY) && dir == hierarchy.own => {
-            vacate(dir)?;
-            write()
+    op(format_args!("write({path:?}, {value:?})"), || write_file(&path, &value)).map_err(|error| match error.errno() {
+        Some(Errno::EBUSY) => {
+            error.hint("it has processes of its own, and then it may not hand controllers down (cgroups(7), no internal processes)")
         }
-        Err(error) if error.errno() == Some(Errno::EBUSY) => {
-            Err(error.hint("it has processes of its own, and then it may not hand controllers down (cgroups(7), no internal processes)"))
-        }
-        Err(error) if matches!(error.errno(), Some(Errno::EACCES | Errno::EPERM)) => {
-            Err(undelegated(error, true))
-        }
-        other => other,
-    }
+        Some(Errno::EACCES | Errno::EPERM) => undelegated(error, true),
+        _ => error,
+    })
+}
+
+fn own_processes(dir: &Path) -> String {
+    fs::read_to_string(dir.join("cgroup.procs")).unwrap_or_default()
 }
 
 fn absent(dir: &Path, controller: &str, available: &[String]) -> Error {
@@ -621,9 +627,8 @@ fn vacate(dir: &Path) -> Result<()> {
     {
         return Err(Error::call(format_args!("mkdir({leaf:?})"), cause));
     }
-    let (from, to) = (dir.join("cgroup.procs"), leaf.join("cgroup.procs"));
-    let pids = fs::read_to_string(&from).call(format_args!("read({from:?})"))?;
-    for pid in pids.lines() {
+    let to = leaf.join("cgroup.procs");
+    for pid in own_processes(dir).lines() {
         match op(format_args!("write({to:?}, {pid:?})"), || write_file(&to, pid)) {
             // It has ended meanwhile.
             Err(error) if error.errno() == Some(Errno::ESRCH) => {}

