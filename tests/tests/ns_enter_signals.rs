@@ -1,6 +1,7 @@
 //! `ns-enter` while it waits: signals, stopping and going on, dying, and statuses.
 
-use ctr_tests::{Scratch, Who, code, finish, wait, wait_until};
+use ctr_tests::terminal::Terminal;
+use ctr_tests::{Scratch, Who, code, finish, rootfs, wait, wait_until};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use std::fs;
@@ -258,5 +259,66 @@ fn it_waits_for_a_command_that_takes_its_time() {
         waiter.send(Signal::SIGTERM);
         assert_eq!(waiter.line(), "cleaned");
         waiter.ends_with(4);
+    }
+}
+
+/// A shell with job control on a terminal, and what is typed into it.
+fn on_a_terminal(scratch: &Scratch, script: impl FnOnce(&Terminal)) {
+    let terminal = Terminal::new(scratch, 24, 80);
+    let mut command = terminal.command(scratch, "bash");
+    // Jobs as a person has them; the prompt shows that the shell is back.
+    let mut shell = command.args(["--norc", "--noediting", "-i"]).env("PS1", "at-prompt: ").spawn().expect("bash");
+    terminal.expect("at-prompt: ");
+    script(&terminal);
+    terminal.type_keys("exit\r");
+    assert!(wait(&mut shell, DEADLINE).is_some(), "{}", terminal.shown());
+}
+
+/// Ctrl-C until `text` is shown: it is not seen from outside when the job has the terminal again.
+fn interrupt(terminal: &Terminal, text: &str) {
+    wait_until(DEADLINE, || {
+        terminal.type_keys("\x03");
+        wait_until(Duration::from_millis(100), || terminal.shown().contains(text))
+    });
+    terminal.expect(text);
+}
+
+#[test]
+fn keys_of_the_callers_terminal_work_on_a_command_that_shares_it() {
+    for (scratch, options) in each() {
+        on_a_terminal(&scratch, |terminal| {
+            // The words differ from what is typed, which the terminal shows too.
+            let command = format!("ns-enter {options} -- sh -c 'echo st''arted; exec sleep 1000'; echo status=$?\r");
+            terminal.type_keys(&command);
+            terminal.expect("started\r\n");
+            terminal.type_keys("\x1a");
+            terminal.expect("Stopped");
+            terminal.type_keys("fg; echo after=$?\r");
+            terminal.expect("fg; echo after=$?\r\nns-enter");
+            interrupt(terminal, "after=130");
+        });
+    }
+}
+
+#[test]
+fn keys_of_the_callers_terminal_work_on_a_command_in_a_session_of_its_own() {
+    for who in Who::all() {
+        let scratch = Scratch::new(who);
+        rootfs::make(&scratch, "root");
+        let user = if who == Who::User { "--user" } else { "" };
+        for pid in ["", "--pid"] {
+            on_a_terminal(&scratch, |terminal| {
+                // The shell inside has no job control, and its child is in its group: Ctrl-C is for both, and ends the child.
+                let script = "trap \"echo shell\" INT; echo st\"\"arted; sleep 1000; echo child=$?; exit 5";
+                let options = format!("{user} {pid} --root root --clear-env --env PATH=/bin");
+                terminal.type_keys(&format!("ns-enter {options} -- sh -c '{script}'; echo status=$?\r"));
+                terminal.expect("started\r\n");
+                terminal.type_keys("\x1a");
+                terminal.expect("Stopped");
+                terminal.type_keys("fg\r");
+                terminal.expect("fg\r\nns-enter");
+                interrupt(terminal, "child=130");
+            });
+        }
     }
 }
