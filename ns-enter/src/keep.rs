@@ -15,6 +15,7 @@ use nix::unistd::{Pid, read, write};
 use serde_json::{Value, json};
 use std::fs;
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 /// The process that keeps namespaces: told first which process they are of, then that they are ready.
@@ -83,7 +84,9 @@ fn serve(channel: &OwnedFd, dir: &Path, kinds: &[Kind]) -> u8 {
 fn keep_one(dir: &Path, pid: Pid, kind: Kind) -> Result<()> {
     let from = format!("/proc/{pid}/ns/{}", kind.file());
     let to = dir.join(kind.file());
-    op(format_args!("open({to:?}, O_CREAT)"), || fs::OpenOptions::new().create(true).append(true).open(&to))?;
+    op(format_args!("open({to:?}, O_CREAT, 0)"), || {
+        fs::OpenOptions::new().create(true).append(true).mode(0).open(&to)
+    })?;
     op(format_args!("mount({from:?}, {to:?}, MS_BIND)"), || {
         mount(Some(from.as_str()), &to, None::<&str>, MsFlags::MS_BIND, None::<&str>)
     })
@@ -127,8 +130,9 @@ pub fn undo(dir: &Path) -> Result<()> {
         if is_mount(&path)? {
             op(format_args!("umount2({path:?}, MNT_DETACH)"), || umount2(&path, MntFlags::MNT_DETACH))?;
         }
-        // Only an empty file can be one of ours.
-        if fs::symlink_metadata(&path).is_ok_and(|file| file.is_file() && file.len() == 0) {
+        // Only such a file can be one of ours.
+        if fs::symlink_metadata(&path).is_ok_and(|file| file.is_file() && file.len() == 0 && file.mode() & 0o7777 == 0)
+        {
             op(format_args!("unlink({path:?})"), || fs::remove_file(&path))?;
         }
     }
