@@ -195,19 +195,27 @@ impl Group {
                 return;
             }
         }
-        for part in &self.parts {
-            let path = part.dir.join("pids.max");
-            if path.exists() {
-                let _ = op(format_args!("write({path:?}, \"0\")"), || write_file(&path, "0"));
-            }
-        }
-        let _ = self.freeze();
+        let no_more = if self.freeze().is_err() { self.forbid_forks() } else { Vec::new() };
         for pid in self.members() {
             let pid = nix::unistd::Pid::from_raw(pid);
             let _ = op(format_args!("kill({pid}, SIGKILL)"), || nix::sys::signal::kill(pid, nix::sys::signal::SIGKILL));
         }
         // What is frozen dies only when it is thawed, on v1.
         self.thaw_tree();
+        for (path, value) in no_more {
+            let _ = write_file(&path, value.trim());
+        }
+    }
+
+    /// Gives what the limits were.
+    fn forbid_forks(&self) -> Vec<(PathBuf, String)> {
+        let limit = |part: &Part| {
+            let path = part.dir.join("pids.max");
+            let value = fs::read_to_string(&path).ok()?;
+            op(format_args!("write({path:?}, \"0\")"), || write_file(&path, "0")).ok()?;
+            Some((path, value))
+        };
+        self.parts.iter().filter_map(limit).collect()
     }
 
     /// Stops all members until [`Group::thaw`], and waits until they stand still. Error: the group is in no hierarchy that
