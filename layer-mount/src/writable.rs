@@ -46,8 +46,12 @@ impl Writable {
         let mark = mark(initial);
         let marked = mount::has_xattr(&writable.upper, mark).call(format_args!("fgetxattr({upper:?}, {mark:?})"))?;
         let empty = is_empty(upper)?;
-        if marked || !empty || !is_empty(work)? {
-            writable.refuse_second()?;
+        if marked || !empty {
+            refuse_second("--upper", &writable.upper, upper)?;
+        }
+        // While it is used, the kernel has something in it.
+        if !is_empty(work)? {
+            refuse_second("--work", &writable.work, work)?;
         }
         if marked {
             return Ok(writable);
@@ -145,16 +149,8 @@ impl Writable {
 
     /// Whether an overlay uses the upper or the work directory already: an error that names it.
     pub fn refuse_second(&self) -> Result<()> {
-        for (file, path, option) in
-            [(&self.upper, &self.upper_path, "--upper"), (&self.work, &self.work_path, "--work")]
-        {
-            let used = |role| matches!(role, Role::Upper | Role::Work);
-            if let Some(user) = overlays_using(&real_path(file)?)?.iter().find(|user| used(user.role)) {
-                return Err(Error::new(format_args!("{option} {path:?} is in use: it is {user}"))
-                    .hint("one mount at a time can write to it; unmount that one, or use another directory"));
-            }
-        }
-        Ok(())
+        refuse_second("--upper", &self.upper, &self.upper_path)?;
+        refuse_second("--work", &self.work, &self.work_path)
     }
 
     /// Attributes of the kind that this mount does not read would make deleted files come back.
@@ -181,6 +177,15 @@ impl Writable {
         let done = work();
         at.remove()?;
         done
+    }
+}
+
+fn refuse_second(option: &str, file: &File, path: &Path) -> Result<()> {
+    let users = overlays_using(&real_path(file)?)?;
+    match users.iter().find(|user| matches!(user.role, Role::Upper | Role::Work)) {
+        None => Ok(()),
+        Some(user) => Err(Error::new(format_args!("{option} {path:?} is in use: it is {user}"))
+            .hint("one mount at a time can write to it; unmount that one, or use another directory")),
     }
 }
 
