@@ -228,7 +228,11 @@ impl Candidate {
     /// The image itself.
     pub fn load(&self, source: &Source) -> Result<Image> {
         let mut image = match &self.entry {
-            Entry::Manifest(descriptor) => from_manifest(source, descriptor)?,
+            Entry::Manifest(descriptor) => match from_manifest(source, descriptor) {
+                // Docker 25.0 wrote manifests without their layers beside a manifest.json that has them.
+                Err(error) => docker_half(source, descriptor)?.ok_or(error)?,
+                Ok(image) => image,
+            },
             Entry::Docker(entry) => from_docker(source, entry).map_err(|error| error.within("manifest.json"))?,
         };
         image.names = self.names.clone();
@@ -282,7 +286,7 @@ fn no_image(source: &Source) -> Result<Error> {
 
 /// The images below an index, nested ones too; what is no image is passed over.
 fn collect(source: &Source, index: &Value, names: &[String], depth: u32, found: &mut Vec<Candidate>) -> Result<()> {
-    check_kind(index, "manifests")?;
+    check_kind(index)?;
     if depth > MAX_DEPTH {
         return Err(Error::new(format_args!("indexes nested more than {MAX_DEPTH} deep")));
     }
@@ -338,7 +342,7 @@ fn is_attestation(descriptor: &Value) -> bool {
 }
 
 /// A document that is one kind and could be read as the other is refused (CVE-2021-41190).
-fn check_kind(document: &Value, kind: &str) -> Result<()> {
+fn check_kind(document: &Value) -> Result<()> {
     let has = |name: &str| document.get(name).is_some_and(|value| !value.is_null());
     if has("manifests") && (has("layers") || has("config")) {
         return Err(Error::new("a document that is both an index and a manifest"));
@@ -346,9 +350,6 @@ fn check_kind(document: &Value, kind: &str) -> Result<()> {
     let schema = &document["schemaVersion"];
     if !schema.is_null() && schema != 2 {
         return Err(Error::new(format_args!("schemaVersion {schema}; 2 is supported")));
-    }
-    if !has(kind) && kind != "layers" {
-        return Err(Error::new(format_args!("no {kind:?} in it")));
     }
     Ok(())
 }
@@ -395,7 +396,7 @@ fn reference(descriptor: &Value) -> Result<(Digest, u64)> {
 
 fn from_manifest(source: &Source, descriptor: &Value) -> Result<Image> {
     let manifest = blob(source, descriptor, "manifest")?;
-    check_kind(&manifest, "layers")?;
+    check_kind(&manifest)?;
     let kind = manifest["config"]["mediaType"].as_str().unwrap_or_default();
     if !is_config(kind) {
         return Err(Error::new(format_args!("not an image: its configuration is of type {kind:?}")));
@@ -408,6 +409,20 @@ fn from_manifest(source: &Source, descriptor: &Value) -> Result<Image> {
         contents.push((digest.blob(), Some((digest, size))));
     }
     image(id, config, contents)
+}
+
+/// The image in `manifest.json` that has the configuration of the manifest `descriptor` names, if there is one.
+fn docker_half(source: &Source, descriptor: &Value) -> Result<Option<Image>> {
+    let Some(text) = source.document("manifest.json", MAX_DOCUMENT)? else { return Ok(None) };
+    let Ok(manifest) = blob(source, descriptor, "manifest") else { return Ok(None) };
+    let Ok((id, _)) = reference(&manifest["config"]) else { return Ok(None) };
+    let entries = json(&text, "manifest.json")?;
+    for entry in entries.as_array().into_iter().flatten().take(MAX_MANIFESTS) {
+        if entry["Config"].as_str() == Some(&id.blob()) {
+            return from_docker(source, entry).map(Some);
+        }
+    }
+    Ok(None)
 }
 
 fn from_docker(source: &Source, entry: &Value) -> Result<Image> {

@@ -74,6 +74,11 @@ impl Source {
         Ok(Source { name, contents })
     }
 
+    /// The plain archive in `file`, called `name`. Errors: as for [`Source::open`].
+    pub fn of_archive(name: &OsStr, file: File) -> Result<Self> {
+        Ok(Source { name: name.to_os_string(), contents: archive(Arc::new(file))? })
+    }
+
     /// What to call it in messages.
     pub fn name(&self) -> &OsStr {
         &self.name
