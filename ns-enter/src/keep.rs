@@ -85,7 +85,7 @@ fn keep_one(dir: &Path, pid: Pid, kind: Kind) -> Result<()> {
     let from = format!("/proc/{pid}/ns/{}", kind.file());
     let to = dir.join(kind.file());
     op(format_args!("open({to:?}, O_CREAT, 0)"), || {
-        fs::OpenOptions::new().create(true).append(true).mode(0).open(&to)
+        fs::OpenOptions::new().create(true).append(true).mode(0o000).open(&to)
     })?;
     op(format_args!("mount({from:?}, {to:?}, MS_BIND)"), || {
         mount(Some(from.as_str()), &to, None::<&str>, MsFlags::MS_BIND, None::<&str>)

@@ -34,6 +34,7 @@ use keep::Keeper;
 use namespace::{Kind, Origin};
 use nix::errno::Errno;
 use request::{Map, Request};
+use seccomp::Filter;
 use std::ffi::OsString;
 use std::path::Path;
 use tty::{Manner, Terminal};
@@ -157,20 +158,10 @@ fn enter_root(chain: &mut Chain, request: &Request, manner: Option<Manner>) -> R
     }
     let own_program = request.root.as_ref().map(|_| own_program::Identity::read());
     let outer_terminal = manner.map(|manner| Terminal::open(&manner));
-    if let Some(root) = &request.root {
-        if !request.keep_session
-            && let Some(outcome) = leave_session(chain)?
-        {
-            return Ok(Some(outcome));
-        }
-        if let (true, Some(workdir)) = (request.make_workdir, &request.workdir) {
-            root::make_directory(root, workdir)?;
-        }
-        root::enter(root, request.namespaces.makes(Kind::Mount), request.setup.propagation)?;
-        if request.read_only {
-            root::make_read_only()?;
-        }
-        leave_keyring()?;
+    if let Some(root) = &request.root
+        && let Some(outcome) = change_root(chain, request, root)?
+    {
+        return Ok(Some(outcome));
     }
     // That of the root, if it has any.
     let terminal = match manner.map(|manner| Terminal::open(&manner)) {
@@ -188,32 +179,56 @@ fn enter_root(chain: &mut Chain, request: &Request, manner: Option<Manner>) -> R
         note(format_args!("umask({mask:04o})"));
         nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(mask));
     }
-    // Only root, or only the user, may be able to go there.
-    let mut denied = request.workdir.as_deref().map(root::change_directory).transpose().err();
-    if let Some(error) = denied.take_if(|error| error.errno() != Some(Errno::EACCES)) {
-        return Err(explain_workdir(error));
-    }
-    if request.root.is_some() || !request.keep_fds.is_empty() {
-        limits::close_descriptors(&request.keep_fds)?;
-    }
-    let identity = Identity {
-        ids: found.map(|found| found.ids),
-        capabilities: request.capabilities,
-        no_new_privs: request.no_new_privs,
-    };
-    let as_user = || match (denied, &request.workdir) {
-        (Some(_), Some(workdir)) => root::change_directory(workdir),
-        _ => Ok(()),
-    };
-    let load = || filter.map_or(Ok(()), |filter| filter.load(seccomp::kept_capabilities()?));
-    if let Some(own_program) = own_program {
-        own_program.refuse(&request.command, chain)?;
-    }
-    identity::assume(chain, &identity, as_user, load)?;
+    let check = || own_program.as_ref().map_or(Ok(()), |own_program| own_program.refuse(&request.command, chain));
+    assume_identity(chain, request, found.map(|found| found.ids), check, filter)?;
     if let Some(terminal) = terminal {
         terminal.take(chain)?;
     }
     Ok(None)
+}
+
+/// Leaves the caller's root, session and keyring. Gives an outcome only in a process that stayed behind.
+fn change_root(chain: &mut Chain, request: &Request, root: &Path) -> Result<Option<Outcome>> {
+    if !request.keep_session
+        && let Some(outcome) = leave_session(chain)?
+    {
+        return Ok(Some(outcome));
+    }
+    if let (true, Some(workdir)) = (request.make_workdir, &request.workdir) {
+        root::make_directory(root, workdir)?;
+    }
+    root::enter(root, request.namespaces.makes(Kind::Mount), request.setup.propagation)?;
+    if request.read_only {
+        root::make_read_only()?;
+    }
+    leave_keyring()?;
+    Ok(None)
+}
+
+/// Changes to the working directory, does `check` there, and drops what COMMAND is not to have.
+fn assume_identity(
+    chain: &Chain,
+    request: &Request,
+    ids: Option<user::Ids>,
+    check: impl Fn() -> Result<()>,
+    filter: Option<Filter>,
+) -> Result<()> {
+    // Only root, or only the user, may be able to go there.
+    let denied = match request.workdir.as_deref().map(root::change_directory).transpose() {
+        Ok(_) => {
+            check()?;
+            None
+        }
+        Err(error) if error.errno() == Some(Errno::EACCES) => request.workdir.as_deref(),
+        Err(error) => return Err(explain_workdir(error)),
+    };
+    if request.root.is_some() || !request.keep_fds.is_empty() {
+        limits::close_descriptors(&request.keep_fds)?;
+    }
+    let identity = Identity { ids, capabilities: request.capabilities, no_new_privs: request.no_new_privs };
+    let as_user = || denied.map_or(Ok(()), |workdir| root::change_directory(workdir).and_then(|()| check()));
+    let load = || filter.map_or(Ok(()), |filter| filter.load(seccomp::kept_capabilities()?));
+    identity::assume(chain, &identity, as_user, load)
 }
 
 fn explain_workdir(error: Error) -> Error {

@@ -651,6 +651,13 @@ fn this_tools_own_program_does_not_run_inside() {
             let output = finish(run.args(options.split(' ').filter(|word| !word.is_empty())).args(["--", command]));
             output.fails(126, &["execve(", "EACCES", "own program"]);
         }
+        // Found from the working directory, too.
+        symlink("/proc/self/exe", scratch.path("root/tmp/here")).unwrap();
+        for (path, command) in [("PATH=/bin", "./here"), ("PATH=:/bin", "here")] {
+            let mut run = scratch.command("ns-enter");
+            run.args(options.split(' ').filter(|word| !word.is_empty())).args(["--workdir", "/tmp", "--env", path]);
+            finish(run.args(["--", command])).fails(126, &["execve(", "EACCES", "own program"]);
+        }
     }
 }
 
