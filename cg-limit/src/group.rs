@@ -230,7 +230,8 @@ impl Group {
         let end = Instant::now() + PATIENCE;
         while !still() {
             if Instant::now() > end {
-                return Err(self.busy("freeze"));
+                let error = self.busy("freeze");
+                return self.thaw().and(Err(error));
             }
             std::thread::sleep(Duration::from_millis(1));
         }

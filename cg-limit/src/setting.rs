@@ -89,9 +89,18 @@ fn controller_of(file: &str) -> &str {
     }
 }
 
+/// With less, the kernel kills every program while it starts it.
+const SMALLEST_MEMORY: u64 = 512 << 10;
+
 /// The writes for `controller`, in an order that the kernel takes for a new group. `fresh`: the group is new, so what is the
 /// kernel's default need not be written. Errors: what that version cannot do.
 pub fn settings(limits: &Limits, controller: &str, version: Version, fresh: bool) -> Result<Vec<Setting>> {
+    if let Some(Bound::At(bytes)) = limits.memory
+        && bytes < SMALLEST_MEMORY
+    {
+        return Err(Error::usage(format_args!("--memory={bytes}: too little to start any program"))
+            .hint("the smallest is 512K"));
+    }
     let mut out = match (controller, version) {
         ("memory", Version::V1) => memory_v1(limits)?,
         ("memory", Version::V2) => memory_v2(limits)?,
@@ -271,8 +280,8 @@ mod tests {
     #[test]
     fn the_same_limits_on_both_versions() {
         let limits = Limits {
-            memory: Some(Bound::At(100)),
-            memory_swap: Some(Bound::At(150)),
+            memory: Some(Bound::At(1 << 20)),
+            memory_swap: Some(Bound::At(3 << 20)),
             cpus: Some(Cpus::Quota(50_000, PERIOD)),
             share: Some(Share::Shares(1024)),
             pids: Some(Bound::Max),
@@ -280,11 +289,11 @@ mod tests {
         };
         assert_eq!(controllers(&limits), ["memory", "cpu", "pids"]);
         let v1 = |controller| written(&limits, controller, Version::V1, true);
-        assert_eq!(v1("memory"), ["memory.limit_in_bytes=100", "memory.memsw.limit_in_bytes=150"]);
+        assert_eq!(v1("memory"), ["memory.limit_in_bytes=1048576", "memory.memsw.limit_in_bytes=3145728"]);
         assert_eq!(v1("cpu"), ["cpu.shares=1024", "cpu.cfs_quota_us=50000"]);
         assert_eq!(v1("pids"), ["pids.max=max"]);
         let v2 = |controller| written(&limits, controller, Version::V2, true);
-        assert_eq!(v2("memory"), ["memory.max=100", "memory.swap.max=50"]);
+        assert_eq!(v2("memory"), ["memory.max=1048576", "memory.swap.max=2097152"]);
         assert_eq!(v2("cpu"), ["cpu.weight=100", "cpu.max=50000 100000"]);
         assert_eq!(written(&limits, "cpu", Version::V1, false)[1], "cpu.cfs_period_us=100000");
     }
@@ -296,8 +305,8 @@ mod tests {
             [Version::V1, Version::V2].map(|version| settings(&limits, "memory", version, true).is_err())
         };
         assert_eq!(refused(None, Some(Bound::At(5))), [true, true]);
-        assert_eq!(refused(Some(Bound::At(6)), Some(Bound::At(5))), [true, true]);
-        assert_eq!(refused(Some(Bound::At(5)), Some(Bound::At(5))), [false, false]);
+        assert_eq!(refused(Some(Bound::At(2 << 20)), Some(Bound::At(1 << 20))), [true, true]);
+        assert_eq!(refused(Some(Bound::At(1 << 20)), Some(Bound::At(1 << 20))), [false, false]);
         assert_eq!(refused(None, Some(Bound::Max)), [false, false]);
     }
 

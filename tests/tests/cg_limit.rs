@@ -319,6 +319,7 @@ fn what_fails_changes_nothing() {
         (vec!["--pids", "many"], "whole number"),
         (vec!["--memory-swap", "5M"], "--memory"),
         (vec!["--memory", "6M", "--memory-swap", "5M"], "less than"),
+        (vec!["--memory", "511K"], "the smallest is 512K"),
         (vec![], "no limit"),
     ] {
         scratch.run("cg-limit", [words, vec!["--", "true"]].concat()).fails(125, &[message]);
