@@ -142,7 +142,9 @@ fn started(scratch: &Scratch, options: &[&str], image: &str, script: &str) -> Ch
     fs::set_permissions(&flag, fs::Permissions::from_mode(0o777)).unwrap();
     let bind = format!("{}:/flags", flag.display());
     let script = script.replace("UP", "touch /flags/up");
-    let mut command = scratch.command("ctr-run");
+    // Whoever runs the tests may ignore signals, and what is ignored stays so.
+    let mut command = scratch.command("env");
+    command.args(["--default-signal=INT,HUP,TERM", "ctr-run"]);
     command.args(options).args(["-v", &bind, image, "sh", "-c", &script]);
     let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     assert!(wait_until(DEADLINE, || flag.join("up").exists()), "did not start");
@@ -281,7 +283,7 @@ fn data_goes_through_whole() {
         let output = finish_with(scratch.command("ctr-run").args(["-i", &image, "cat"]), &data);
         assert_eq!(output.status, 0, "{}", output.stderr);
         assert!(output.stdout == data, "{who:?}: {} of {} bytes", output.stdout.len(), data.len());
-        let broken = scratch.sh(&format!("ctr-run {image} yes | head -n 1; echo ${{PIPESTATUS[0]}}"));
+        let broken = scratch.sh(&format!("ctr-run --init {image} yes | head -n 1; echo ${{PIPESTATUS[0]}}"));
         assert_eq!(broken.text(), "y\n141\n", "{}", broken.stderr);
     }
 }
