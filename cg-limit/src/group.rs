@@ -272,16 +272,21 @@ impl Group {
 
     /// Removes the group and those below it. Error: it has members, or the kernel does not let go of it.
     pub fn remove(&self) -> Result<()> {
-        for part in &self.parts {
-            op(format_args!("rmdir({:?})", part.dir), || fs::remove_dir(&part.dir)).or_else(|error| {
-                match error.errno() {
-                    Some(Errno::ENOENT) => Ok(()),
-                    Some(Errno::EBUSY | Errno::ENOTEMPTY) => self.remove_tree(&part.dir, error),
-                    _ => Err(error),
-                }
-            })?;
-        }
-        Ok(())
+        self.parts.iter().try_for_each(|part| self.remove_part(part))
+    }
+
+    /// Removes one of its directories, which shows that it has no members. Error: it has.
+    pub fn remove_first(&self) -> Result<()> {
+        self.parts.first().map_or(Ok(()), |part| self.remove_part(part))
+    }
+
+    fn remove_part(&self, part: &Part) -> Result<()> {
+        let removed = op(format_args!("rmdir({:?})", part.dir), || fs::remove_dir(&part.dir));
+        removed.or_else(|error| match error.errno() {
+            Some(Errno::ENOENT) => Ok(()),
+            Some(Errno::EBUSY | Errno::ENOTEMPTY) => self.remove_tree(&part.dir, error),
+            _ => Err(error),
+        })
     }
 
     /// As [`Group::remove`], for a part that has groups below it or whose members are only just gone.

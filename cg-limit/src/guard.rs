@@ -34,9 +34,13 @@ impl Guard {
         }
     }
 
-    /// Sends it away: the group is taken care of.
-    pub fn dismiss(self) {
+    /// Sends it away: nothing of the group is left that could run. Follow with [`Guard::reap`].
+    pub fn stop(&self) {
         let _ = process::pidfd_send_signal(&self.pidfd, Signal::SIGKILL as i32);
+    }
+
+    /// Waits until it has gone.
+    pub fn reap(self) {
         let _ = waitpid(self.pid, None);
     }
 }

@@ -63,7 +63,7 @@ fn carry_out(chain: &mut Chain, request: Limit) -> Result<Outcome> {
     let limits = if from.is_some() { limits.or(Limits::of_document(&document)?) } else { limits };
     let layout = Layout::read()?;
     if command.is_empty() {
-        let name = name.map_or_else(Name::random, Ok)?;
+        let name = name.unwrap_or_else(Name::random);
         let group = Group::limit(&layout, name, &limits, true)?;
         limits.write_to(&mut document);
         document.set("linux/cgroupsPath", group.name.to_oci());
@@ -80,7 +80,7 @@ fn carry_out(chain: &mut Chain, request: Limit) -> Result<Outcome> {
             join(chain, group, stats)?;
         }
         None => {
-            let group = Group::limit(&layout, Name::random()?, &limits, false)?;
+            let group = Group::limit(&layout, Name::random(), &limits, false)?;
             own(chain, group, stats)?;
         }
     }
@@ -130,22 +130,27 @@ fn own(chain: &mut Chain, group: Group, stats: Option<PathBuf>) -> Result<()> {
                 write_stats(&group, path);
             }
         }
-        if let Err(error) = clear(&group) {
+        if let Err(error) = clear(&group, guard.take()) {
             chain::tool::report(&error);
-        }
-        if let Some(guard) = guard.take() {
-            guard.dismiss();
         }
     });
     Ok(())
 }
 
-/// Removes the group; what is left in it is killed first.
-fn clear(group: &Group) -> Result<()> {
-    match group.remove() {
-        Err(error) if error.errno() == Some(Errno::EBUSY) => group.kill().and_then(|()| group.remove()),
+/// Removes the group; what is left in it is killed first. The guard stays until nothing is.
+fn clear(group: &Group, guard: Option<Guard>) -> Result<()> {
+    let removed = match group.remove_first() {
+        Err(error) if error.errno() == Some(Errno::EBUSY) => group.kill(),
         other => other,
+    };
+    if let Some(guard) = &guard {
+        guard.stop();
     }
+    let removed = removed.and_then(|()| group.remove());
+    if let Some(guard) = guard {
+        guard.reap();
+    }
+    removed
 }
 
 fn report(group: &Group) {
