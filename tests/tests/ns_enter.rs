@@ -581,6 +581,27 @@ fn a_root_can_be_entered_from_a_chroot() {
     // The mount namespace was the tool's own, so nothing is left here: the scratch looks when it goes.
 }
 
+/// In the virtual machine (`tests/vm/run BINARY whatever_the_present_root`) the present root is an initramfs, which
+/// pivot_root(2) refuses.
+#[test]
+fn whatever_the_present_root_is_it_can_be_left() {
+    if !is_root() {
+        return;
+    }
+    let scratch = Scratch::new(Who::Root);
+    rootfs::make(&scratch, "root");
+    for options in ["", "--read-only", "--as app --cap-drop all --no-new-privs"] {
+        let text =
+            in_root(&scratch, options, "cat /etc/os-release; cut -d' ' -f5 /proc/self/mountinfo; ls -di / /..").ok();
+        let lines: Vec<&str> = text.lines().collect();
+        assert_eq!(lines[..4], ["ID=ctrtest", "PRETTY_NAME=\"ctr test root\"", "/", "/proc"], "{text}");
+    }
+    let text = in_root(&scratch, "--user", "unshare -U true; echo $?").ok();
+    assert_eq!(text, "0\n");
+    let text = inside(&scratch, "--root root", "cat /etc/os-release; echo /proc/*").ok();
+    assert!(text.ends_with("root\"\n/proc/*\n"), "{text}");
+}
+
 #[test]
 fn the_working_directory_is_inside() {
     for scratch in each_root() {
