@@ -471,7 +471,7 @@ fn old_segments(bytes: &[u8], segments: &mut Vec<(u64, u64)>) -> Result<()> {
 fn comma_map(value: &[u8]) -> Option<Vec<(u64, u64)>> {
     let text = std::str::from_utf8(value).ok()?;
     let numbers: Vec<u64> = text.split(',').map(|n| n.parse().ok()).collect::<Option<_>>()?;
-    (numbers.len() % 2 == 0).then(|| numbers.chunks_exact(2).map(|pair| (pair[0], pair[1])).collect())
+    numbers.len().is_multiple_of(2).then(|| numbers.chunks_exact(2).map(|pair| (pair[0], pair[1])).collect())
 }
 
 /// `LENGTH KEY=VALUE\n` at the beginning of `bytes`: key, value, what follows.

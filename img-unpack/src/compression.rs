@@ -40,7 +40,7 @@ pub fn decoder<'a>(mut input: impl BufRead + Send + 'a) -> io::Result<(Box<dyn R
     let compression = detect(peek(&mut input)?)?;
     let reader: Box<dyn Read + Send + 'a> = match compression {
         Compression::Plain => Box::new(input),
-        Compression::Gzip => Box::new(Members(Some(Member::Data(GzDecoder::new(input))))),
+        Compression::Gzip => Box::new(Members(Some(Member::Data(Box::new(GzDecoder::new(input)))))),
         Compression::Zstd => Box::new(zstd::stream::read::Decoder::with_buffer(input)?),
     };
     Ok((reader, compression))
@@ -55,7 +55,7 @@ fn peek(input: &mut impl BufRead) -> io::Result<&[u8]> {
 struct Members<R: BufRead>(Option<Member<R>>);
 
 enum Member<R: BufRead> {
-    Data(GzDecoder<R>),
+    Data(Box<GzDecoder<R>>),
     Between(R),
 }
 
@@ -78,7 +78,7 @@ impl<R: BufRead> Read for Members<R> {
                 }
                 Member::Between(mut input) => match input.fill_buf()?.first() {
                     None => {}
-                    Some(0x1f) => self.0 = Some(Member::Data(GzDecoder::new(input))),
+                    Some(0x1f) => self.0 = Some(Member::Data(Box::new(GzDecoder::new(input)))),
                     Some(0) => padding(&mut input)?,
                     Some(_) => return Err(io::Error::other("gzip: other bytes after the compressed data")),
                 },

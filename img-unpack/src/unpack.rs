@@ -55,6 +55,9 @@ pub struct Unpacked {
     pub notes: Vec<String>,
 }
 
+/// A layer that is in the store; with notes if it was made now.
+type Made = (Lock, Option<Vec<String>>);
+
 #[derive(Clone, Copy, PartialEq)]
 enum State {
     Waiting,
@@ -67,6 +70,8 @@ struct Shared<'a> {
     states: Mutex<Vec<State>>,
     changed: Condvar,
     stop: AtomicBool,
+    /// The layer that failed by itself, not because another did.
+    culprit: Mutex<Option<usize>>,
     bytes: AtomicU64,
 }
 
@@ -84,10 +89,11 @@ pub fn layers(job: &Unpacking<'_>) -> Result<Unpacked> {
         states: Mutex::new(vec![State::Waiting; count]),
         changed: Condvar::new(),
         stop: AtomicBool::new(false),
+        culprit: Mutex::new(None),
         bytes: AtomicU64::new(0),
     };
     let next = AtomicUsize::new(0);
-    let results: Mutex<Vec<(usize, Result<(Lock, Option<Vec<String>>)>)>> = Mutex::new(Vec::new());
+    let results: Mutex<Vec<(usize, Result<Made>)>> = Mutex::new(Vec::new());
     let workers = thread::available_parallelism().map_or(2, usize::from).clamp(2, 8).min(count);
     thread::scope(|scope| {
         let ticker = scope.spawn(|| job.progress.run());
@@ -114,7 +120,8 @@ pub fn layers(job: &Unpacking<'_>) -> Result<Unpacked> {
         ticker.thread().unpark();
     });
     let mut results = results.into_inner().unwrap_or_else(PoisonError::into_inner);
-    results.sort_by_key(|(index, _)| *index);
+    let culprit = shared.culprit.into_inner().unwrap_or_else(PoisonError::into_inner);
+    results.sort_by_key(|(index, _)| (Some(*index) != culprit, *index));
     let mut unpacked = Unpacked { locks: Vec::new(), made: 0, notes: Vec::new() };
     for (index, result) in results {
         let (lock, notes) = result.map_err(|error| error.within(place(job.image, index)))?;
@@ -146,6 +153,7 @@ pub fn sweep(store: &Store) {
 impl Shared<'_> {
     fn set(&self, index: usize, state: State) {
         if state == State::Failed {
+            self.culprit.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(index);
             self.stop.store(true, Relaxed);
         }
         self.states.lock().unwrap_or_else(PoisonError::into_inner)[index] = state;
@@ -155,7 +163,7 @@ impl Shared<'_> {
     /// Waits for the layers below `index`, and opens them.
     fn below(&self, index: usize) -> Result<Merged> {
         let mut states = self.states.lock().unwrap_or_else(PoisonError::into_inner);
-        while states[..index].iter().any(|&state| state == State::Waiting) && !self.stop.load(Relaxed) {
+        while states[..index].contains(&State::Waiting) && !self.stop.load(Relaxed) {
             states = self.changed.wait(states).unwrap_or_else(PoisonError::into_inner);
         }
         if states[..index].iter().any(|&state| state != State::Done) {
@@ -167,7 +175,7 @@ impl Shared<'_> {
         Ok(Merged::root(layers, self.job.policy.opaque))
     }
 
-    fn layer(&self, index: usize) -> Result<(Lock, Option<Vec<String>>)> {
+    fn layer(&self, index: usize) -> Result<Made> {
         let (store, layer) = (self.job.store, &self.job.image.layers[index]);
         let path = record::layer_path(store, &layer.chain_id.to_string());
         if let Some(lock) = existing(&path)? {
