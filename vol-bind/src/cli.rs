@@ -2,7 +2,7 @@
 
 use crate::api;
 use crate::mount::Mount;
-use crate::names::Names;
+use crate::names::{self, Names};
 use crate::request::{Action, Place, Request};
 use crate::spec;
 use chain::{Error, Result, size};
@@ -59,12 +59,18 @@ pub struct Cli {
     /// Size of /dev/shm
     #[arg(long, help_heading = WHAT, value_name = "SIZE", default_value = "64M")]
     shm_size: String,
-    /// Copy of FILE at /etc/resolv.conf; auto: the machine's, without servers that only it can reach
-    #[arg(long, help_heading = WHAT, value_name = "FILE|auto")]
+    /// Copy of FILE at /etc/resolv.conf; auto: the machine's, without servers that only it can reach; host: the machine's
+    #[arg(long, help_heading = WHAT, value_name = "FILE|auto|host")]
     resolv_conf: Option<PathBuf>,
+    /// A /etc/resolv.conf with this name server; repeatable
+    #[arg(long, help_heading = WHAT, value_name = "ADDRESS", conflicts_with = "resolv_conf")]
+    dns: Vec<String>,
     /// Copy of FILE at /etc/hosts; repeatable, one after the other
     #[arg(long, help_heading = WHAT, value_name = "FILE")]
     hosts: Vec<PathBuf>,
+    /// A line at the end of /etc/hosts, which is localhost's alone without --hosts; repeatable
+    #[arg(long, help_heading = WHAT, value_name = "NAME:ADDRESS")]
+    add_host: Vec<String>,
     /// /etc/hostname with NAME
     #[arg(long, help_heading = WHAT, value_name = "NAME")]
     hostname_file: Option<String>,
@@ -123,11 +129,18 @@ impl Cli {
             Action::List { json: self.json }
         } else {
             let mounts = mounts(&self.mount, &self.tmpfs, &self.device, &self.volumes)?;
+            let names = Names {
+                resolv_conf: self.resolv_conf,
+                servers: self.dns.iter().map(|text| names::server(text)).collect::<Result<_>>()?,
+                hosts: self.hosts,
+                added: self.add_host.iter().map(|text| names::host(text)).collect::<Result<_>>()?,
+                hostname: self.hostname_file,
+            };
             let place = Place {
                 root: self.root,
                 from: self.from,
                 api: self.api.then_some(shm_size),
-                names: Names { resolv_conf: self.resolv_conf, hosts: self.hosts, hostname: self.hostname_file },
+                names,
                 mounts,
                 masked: paths(&self.mask, &api::MASKED)?,
                 read_only: paths(&self.readonly, &api::READ_ONLY)?,

@@ -98,6 +98,7 @@ fn undo(place: Place, store: Option<&Path>) -> Result<()> {
         mounts.extend(oci::mounts(&api)?);
     }
     mounts.extend(place.mounts);
+    mounts.extend(place.names.mounts()?);
     if let Some(document) = &document {
         for paths in ["linux/readonlyPaths", "linux/maskedPaths"] {
             let paths: Vec<PathBuf> = document.texts(paths)?.into_iter().map(PathBuf::from).collect();

@@ -13,13 +13,37 @@ use std::path::{Path, PathBuf};
 /// More than any such file has.
 const MAX_BYTES: u64 = 1 << 20;
 
+/// What /etc/hosts begins with if it is not a copy.
+const LOCALHOST: &[u8] = b"127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n";
+
+/// `NAME:ADDRESS` or `NAME=ADDRESS`; an IPv6 address may stand in brackets. Errors: no such name, no such address.
+pub fn host(text: &str) -> Result<(String, IpAddr)> {
+    let wrong = || Error::usage(format_args!("--add-host {text:?}: not NAME:ADDRESS"));
+    let (name, address) = text.split_once([':', '=']).ok_or_else(wrong)?;
+    let plain = |c: char| !c.is_whitespace() && !c.is_control() && c != '#';
+    if name.is_empty() || !name.chars().all(plain) {
+        return Err(wrong());
+    }
+    let bare = address.strip_prefix('[').and_then(|inner| inner.strip_suffix(']')).unwrap_or(address);
+    Ok((name.to_string(), bare.parse().map_err(|_| wrong().hint("an address in numbers is needed"))?))
+}
+
+/// The address of a name server. Error: it is none.
+pub fn server(text: &str) -> Result<IpAddr> {
+    text.parse().map_err(|_| Error::usage(format_args!("--dns {text:?}: not an address in numbers")))
+}
+
 /// Which of the files are wanted.
 #[derive(Debug, Default)]
 pub struct Names {
-    /// What /etc/resolv.conf is a copy of; `auto` is the machine's, edited.
+    /// What /etc/resolv.conf is a copy of; `auto` is the machine's, edited, `host` the machine's as it is.
     pub resolv_conf: Option<PathBuf>,
+    /// The servers that /etc/resolv.conf names instead.
+    pub servers: Vec<IpAddr>,
     /// What /etc/hosts is a copy of, one after the other.
     pub hosts: Vec<PathBuf>,
+    /// What /etc/hosts says then: names and their addresses.
+    pub added: Vec<(String, IpAddr)>,
     /// What /etc/hostname says.
     pub hostname: Option<String>,
 }
@@ -36,16 +60,27 @@ impl Names {
                 Some(text) => add("/etc/resolv.conf", text.into_bytes()),
                 None => note(format_args!("/etc/resolv.conf stays the root's: only this machine reaches its servers")),
             },
+            Some(host) if host == Path::new("host") => match read(Path::new("/etc/resolv.conf")) {
+                Ok(text) => add("/etc/resolv.conf", text),
+                Err(error) => note(format_args!("/etc/resolv.conf stays the root's: {error}")),
+            },
             Some(path) => add("/etc/resolv.conf", read(path)?),
-            None => {}
+            None if self.servers.is_empty() => {}
+            None => {
+                let lines: String = self.servers.iter().map(|server| format!("nameserver {server}\n")).collect();
+                add("/etc/resolv.conf", lines.into_bytes());
+            }
         }
-        if !self.hosts.is_empty() {
-            let mut content = Vec::new();
+        if !self.hosts.is_empty() || !self.added.is_empty() {
+            let mut content = if self.hosts.is_empty() { LOCALHOST.to_vec() } else { Vec::new() };
             for path in &self.hosts {
                 content.extend(read(path)?);
                 if content.last().is_some_and(|&last| last != b'\n') {
                     content.push(b'\n');
                 }
+            }
+            for (name, address) in &self.added {
+                content.extend(format!("{address}\t{name}\n").into_bytes());
             }
             add("/etc/hosts", content);
         }
@@ -102,5 +137,28 @@ mod tests {
         assert_eq!(without_loopback("nameserver 127.0.0.1\nsearch x\n"), None);
         assert_eq!(without_loopback(""), None);
         assert!(without_loopback("nameserver fe80::1%eth0").is_some());
+    }
+
+    fn content(names: &Names) -> Vec<(String, String)> {
+        let of = |mount: Mount| match mount.source {
+            Source::Content(content) => (mount.target.display().to_string(), String::from_utf8(content).unwrap()),
+            other => panic!("{other:?}"),
+        };
+        names.mounts().unwrap().into_iter().map(of).collect()
+    }
+
+    #[test]
+    fn names_and_servers_are_written_down() {
+        let added = ["db:10.0.0.7", "six:::1", "six2=[fe80::1]"].map(|text| host(text).unwrap()).to_vec();
+        let names = Names { servers: vec![server("9.9.9.9").unwrap()], added, ..Names::default() };
+        let want =
+            "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n10.0.0.7\tdb\n::1\tsix\nfe80::1\tsix2\n";
+        let files = content(&names);
+        assert_eq!(files[0], ("/etc/resolv.conf".into(), "nameserver 9.9.9.9\n".into()));
+        assert_eq!(files[1], ("/etc/hosts".into(), want.into()));
+        for text in ["db", ":1.2.3.4", "db:host-gateway", "a b:1.2.3.4", "a\nb:1.2.3.4", "db:1.2.3"] {
+            assert!(host(text).unwrap_err().to_string().contains("NAME:ADDRESS"), "{text}");
+        }
+        assert!(server("localhost").is_err());
     }
 }
