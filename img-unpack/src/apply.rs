@@ -120,6 +120,8 @@ struct Dir {
 struct Record {
     attributes: Attributes,
     opaque: bool,
+    /// Whether the attributes are those of the directory below, since the layer does not bring the directory.
+    copied: bool,
 }
 
 /// What to do about parents that are nowhere.
@@ -232,6 +234,7 @@ impl Layer<'_> {
         let record = self.directories.entry(path).or_default();
         record.attributes = attributes;
         record.opaque |= replaced;
+        record.copied = false;
         Ok(())
     }
 
@@ -448,6 +451,7 @@ impl Layer<'_> {
                     Some(below) if !self.hidden.contains(&path) => below.child(text)?,
                     _ => Found::Absent,
                 };
+                let copied = matches!(below, Found::Dir(..));
                 let attributes = match below {
                     Found::Dir(dir, stat) => match dir.top() {
                         Some(top) => Attributes::of_node(top.as_fd(), OsStr::new("."), &stat)?,
@@ -460,6 +464,7 @@ impl Layer<'_> {
                     _ => Attributes::implied(),
                 };
                 self.directory(here, name, attributes)?;
+                self.directories.entry(path).or_default().copied = copied;
                 self.hold(here, name).map(Step::Into)
             }
         }
@@ -576,18 +581,14 @@ impl Layer<'_> {
 
     /// Hides `name` of the layers below in `parent`, or all that is there. What this layer brings stays.
     fn hide(&mut self, parent: &[u8], name: Option<&[u8]>) -> Result<()> {
-        let Some((real, below)) = self.below_root()?.resolve(parent)? else {
-            return match name {
-                // An opaque directory of which nothing is below is a directory.
-                None => self.enter_if_free(parent),
-                Some(_) => Ok(()),
-            };
-        };
+        // What is not there below needs no hiding.
+        let Some((real, below)) = self.below_root()?.resolve(parent)? else { return Ok(()) };
         let names = match name {
             None if real.is_empty() => below.names()?.into_iter().map(|name| name.as_bytes().to_vec()).collect(),
             None => {
                 if let Some(dir) = self.shadow(&real)? {
                     self.directories.entry(dir.path.clone()).or_default().opaque = true;
+                    self.forget_copies(&dir.path, false);
                     self.held.clear();
                 }
                 return Ok(());
@@ -604,7 +605,9 @@ impl Layer<'_> {
             match stat_at(&dir.fd, text)? {
                 None => make_whiteout(&dir.fd, text)?,
                 Some(stat) if is(&stat, SFlag::S_IFDIR) => {
-                    self.directories.entry(join(&dir.path, &name)).or_default().opaque = true;
+                    let path = join(&dir.path, &name);
+                    self.directories.entry(path.clone()).or_default().opaque = true;
+                    self.forget_copies(&path, true);
                 }
                 Some(_) => {}
             }
@@ -612,17 +615,17 @@ impl Layer<'_> {
         Ok(())
     }
 
-    fn enter_if_free(&mut self, parent: &[u8]) -> Result<()> {
-        let mut here = self.root.clone();
-        for name in components(parent) {
-            match stat_at(&here.fd, OsStr::from_bytes(name))? {
-                Some(stat) if !is(&stat, SFlag::S_IFDIR) => return Ok(()),
-                Some(_) => {}
-                None => self.directory(&here, name, Attributes::implied())?,
+    /// What lies below `path` turned out to be hidden: directories that took their attributes from there are new ones.
+    fn forget_copies(&mut self, path: &[u8], with_itself: bool) {
+        let inside = [path, b"/"].concat();
+        for (name, record) in self.directories.range_mut(path.to_vec()..) {
+            if !name.starts_with(path) {
+                break;
             }
-            here = self.hold(&here, name)?;
+            if record.copied && (name.starts_with(&inside) || (with_itself && name == path)) {
+                record.attributes = Attributes::implied();
+            }
         }
-        Ok(())
     }
 
     /// The layer's own directory at the real name `path` of a directory below; made if the layer has nothing there, `None`
@@ -668,7 +671,7 @@ impl Layer<'_> {
                 }
                 None => Attributes::implied(),
             };
-            self.directories.insert(Vec::new(), Record { attributes, opaque: false });
+            self.directories.insert(Vec::new(), Record { attributes, ..Record::default() });
         }
         let directories = std::mem::take(&mut self.directories);
         for (path, record) in directories.iter().rev() {
