@@ -272,47 +272,37 @@ fn list(store: &Store, image: &std::ffi::OsStr, as_json: bool) -> Result<Outcome
 /// Compares layers with their lists; with an image, damaged ones are removed and unpacked again.
 fn verify(store: &Store, unpack: Option<&Unpack>, request: &Request) -> Result<Outcome> {
     enter_user_namespace()?;
-    let only = match unpack {
-        None => None,
+    // An archive mends; the name of a stored image only says which layers.
+    let (archive, only) = match unpack {
+        None => (None, None),
+        Some(unpack) if unpack.image == "-" || Path::new(&unpack.image).exists() => {
+            let (source, image, _) = open(store, unpack)?;
+            let path = |layer: &manifest::Layer| record::layer_path(store, &layer.chain_id.to_string());
+            let only = image.layers.iter().map(path).collect();
+            (Some((source, image, unpack.limit)), Some(only))
+        }
         Some(unpack) => {
             let document = stored(store, &unpack.image, &unpack.choice)?;
-            match document {
-                Some(document) => Some(document.layers()?),
-                None => {
-                    let (_, image, _) = open(store, unpack)?;
-                    Some(
-                        image
-                            .layers
-                            .iter()
-                            .map(|layer| record::layer_path(store, &layer.chain_id.to_string()))
-                            .collect(),
-                    )
-                }
-            }
+            let none = || Error::new(format_args!("no file and no stored image {:?}", unpack.image));
+            (None, Some(document.ok_or_else(none)?.layers()?))
         }
     };
     let damaged = store::damaged(store, only.as_deref())?;
     for (path, differences) in damaged.iter().filter(|_| !request.quiet) {
         let shown = differences.iter().take(5).map(String::as_str).collect::<Vec<_>>().join(", ");
-        say(format_args!(
-            "layer {:?}: {} names differ: {shown}",
-            path.file_name().unwrap_or_default(),
-            differences.len()
-        ));
+        let name = path.file_name().unwrap_or_default();
+        say(format_args!("layer {name:?}: {} names differ: {shown}", differences.len()));
     }
-    let can_mend = unpack.is_some_and(|unpack| unpack.image == "-" || Path::new(&unpack.image).exists());
-    match unpack.filter(|_| can_mend) {
-        None if damaged.is_empty() => Ok(Outcome::Done),
-        None => Err(Error::new(format_args!("{} damaged layers", damaged.len()))
-            .hint("give the archive to mend them: img-unpack --verify ARCHIVE")),
-        Some(unpack) => {
-            for (path, _) in &damaged {
-                store::discard(path)?;
-            }
-            let policy = policy()?;
-            let (source, image, _) = open(store, unpack)?;
-            bring(store, &source, &image, policy, unpack.limit, request.quiet)?;
-            Ok(Outcome::Done)
-        }
+    let Some((source, image, limit)) = archive else {
+        return match damaged.len() {
+            0 => Ok(Outcome::Done),
+            count => Err(Error::new(format_args!("{count} damaged layers"))
+                .hint("give the archive to mend them: img-unpack --verify ARCHIVE")),
+        };
+    };
+    for (path, _) in &damaged {
+        store::discard(path)?;
     }
+    bring(store, &source, &image, policy()?, limit, request.quiet)?;
+    Ok(Outcome::Done)
 }

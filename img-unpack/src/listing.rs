@@ -35,10 +35,11 @@ pub enum Content {
     Sparse,
 }
 
-/// The list of the tree `root`, and the size of its files. `known` tells of the content of a file, by its status and path.
+/// The list of the tree `root`, and the size of its files, each once. `known` tells of the content of a file, by its status and path.
 pub fn make(root: &OwnedFd, known: impl Fn(&FileStat, &[u8]) -> Content) -> Result<(Vec<u8>, u64)> {
     let mut list = Vec::new();
     let mut size = 0;
+    let mut linked = HashSet::new();
     let mut here = open_dir_at(root, OsStr::new("."))?;
     let stat = fstat(&here).call(format_args!("fstat()"))?;
     line(&mut list, here.as_fd(), OsStr::new("."), &stat, b"", &known)?;
@@ -63,7 +64,7 @@ pub fn make(root: &OwnedFd, known: impl Fn(&FileStat, &[u8]) -> Content) -> Resu
             here = open_dir_at(&here, &name)?;
             todo.push(names(&here)?);
             path.push(name);
-        } else if is(&stat, SFlag::S_IFREG) {
+        } else if is(&stat, SFlag::S_IFREG) && (stat.st_nlink == 1 || linked.insert(stat.st_ino)) {
             size += stat.st_size as u64;
         }
     }
