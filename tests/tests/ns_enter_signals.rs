@@ -263,30 +263,34 @@ fn it_waits_for_a_command_that_takes_its_time() {
 }
 
 /// A shell with job control on a terminal, and what is typed into it.
-fn on_a_terminal(scratch: &Scratch, script: impl FnOnce(&Terminal)) {
+fn on_a_terminal(scratch: &Scratch, script: impl FnOnce(&Terminal, u32)) {
     let terminal = Terminal::new(scratch, 24, 80);
     let mut command = terminal.command(scratch, "bash");
     // Jobs as a person has them; the prompt shows that the shell is back.
     let mut shell = command.args(["--norc", "--noediting", "-i"]).env("PS1", "at-prompt: ").spawn().expect("bash");
     terminal.expect("at-prompt: ");
-    script(&terminal);
+    script(&terminal, shell.id());
     terminal.type_keys("exit\r");
     assert!(wait(&mut shell, DEADLINE).is_some(), "{}", terminal.shown());
 }
 
-/// Ctrl-C until `text` is shown: it is not seen from outside when the job has the terminal again.
-fn interrupt(terminal: &Terminal, text: &str) {
-    wait_until(DEADLINE, || {
-        terminal.type_keys("\x03");
-        wait_until(Duration::from_millis(100), || terminal.shown().contains(text))
-    });
+/// Ctrl-C as soon as a job of `shell` has its terminal; before, it would be for the shell.
+fn interrupt(terminal: &Terminal, shell: u32, text: &str) {
+    let has_terminal = || {
+        let stat = fs::read_to_string(format!("/proc/{shell}/stat")).unwrap_or_default();
+        let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
+        // The group of the shell, and that in the foreground (proc_pid_stat(5)).
+        fields.len() > 5 && fields[2] != fields[5]
+    };
+    assert!(wait_until(DEADLINE, has_terminal), "{}", terminal.shown());
+    terminal.type_keys("\x03");
     terminal.expect(text);
 }
 
 #[test]
 fn keys_of_the_callers_terminal_work_on_a_command_that_shares_it() {
     for (scratch, options) in each() {
-        on_a_terminal(&scratch, |terminal| {
+        on_a_terminal(&scratch, |terminal, shell| {
             // The words differ from what is typed, which the terminal shows too.
             let command = format!("ns-enter {options} -- sh -c 'echo st''arted; exec sleep 1000'; echo status=$?\r");
             terminal.type_keys(&command);
@@ -295,7 +299,7 @@ fn keys_of_the_callers_terminal_work_on_a_command_that_shares_it() {
             terminal.expect("Stopped");
             terminal.type_keys("fg; echo after=$?\r");
             terminal.expect("fg; echo after=$?\r\nns-enter");
-            interrupt(terminal, "after=130");
+            interrupt(terminal, shell, "after=130");
         });
     }
 }
@@ -307,7 +311,7 @@ fn keys_of_the_callers_terminal_work_on_a_command_in_a_session_of_its_own() {
         rootfs::make(&scratch, "root");
         let user = if who == Who::User { "--user" } else { "" };
         for pid in ["", "--pid"] {
-            on_a_terminal(&scratch, |terminal| {
+            on_a_terminal(&scratch, |terminal, shell| {
                 // The shell inside has no job control, and its child is in its group: Ctrl-C is for both, and ends the child.
                 let script = "trap \"echo shell\" INT; echo st\"\"arted; sleep 1000; echo child=$?; exit 5";
                 let options = format!("{user} {pid} --root root --clear-env --env PATH=/bin");
@@ -317,7 +321,7 @@ fn keys_of_the_callers_terminal_work_on_a_command_in_a_session_of_its_own() {
                 terminal.expect("Stopped");
                 terminal.type_keys("fg\r");
                 terminal.expect("fg\r\nns-enter");
-                interrupt(terminal, "child=130");
+                interrupt(terminal, shell, "child=130");
             });
         }
     }
