@@ -66,3 +66,16 @@ fn a_user_runs_the_steps_in_namespaces_and_the_one_liners() {
     let text = run(&scratch, &[], &["all"]).ok();
     assert!(text.contains("0\n") && text.contains("kept\n") && text.contains("#!/bin/sh\n"), "{text}");
 }
+
+#[test]
+fn the_chinese_readme_has_the_same_code_and_tables() {
+    let parts = |file: &str| {
+        let text = fs::read_to_string(project(file)).unwrap();
+        let code: Vec<String> = text.split("\n```").skip(1).step_by(2).map(str::to_string).collect();
+        // What names an option, a tool or a number is the same in every language.
+        let rows = text.lines().filter(|line| line.starts_with("| ")).count();
+        let headings = text.lines().filter(|line| line.starts_with("## ")).count();
+        (code, rows, headings)
+    };
+    assert_eq!(parts("README.md"), parts("README.zh-CN.md"));
+}
