@@ -772,3 +772,135 @@ fn trees_equal_umoci_s() {
     };
     assert_eq!(listing(&scratch.path("flat")), listing(&scratch.path("bundle/rootfs")));
 }
+
+#[test]
+fn a_full_store_says_so_and_keeps_nothing() {
+    if !ctr_tests::is_root() {
+        return;
+    }
+    let scratch = Scratch::new(Who::Root);
+    scratch.mkdir("small");
+    scratch.mkdir("layout");
+    let layer = Layer::new().file("a", "1").file("big", vec![1; 8 << 20]);
+    Image::new(vec![layer]).oci_layout(&scratch.path("layout"));
+    // The mount vanishes with its namespace.
+    let script = "mount -t tmpfs -o size=4M none small; img-unpack --store small/s layout && exit 1; echo left: $(find small/s/layers/sha256 small/s/staging -mindepth 1)";
+    let output = scratch.run("unshare", ["-m", "sh", "-c", script]);
+    assert_eq!(output.ok().trim(), "left:");
+    assert!(output.stderr.contains("ENOSPC") && output.stderr.contains("make room"), "{}", output.stderr);
+}
+
+/// An OCI layout whose index is made of these descriptors' documents: (document, members of its descriptor).
+fn layout(
+    scratch: &Scratch,
+    image: &Image,
+    index: impl Fn(
+        &dyn Fn(&serde_json::Value, serde_json::Value) -> serde_json::Value,
+        serde_json::Value,
+    ) -> serde_json::Value,
+) -> Output {
+    let dir = scratch.path("layout");
+    let _ = fs::remove_dir_all(&dir);
+    scratch.mkdir("layout");
+    image.oci_layout(&dir);
+    let text = fs::read(dir.join("index.json")).expect("read");
+    let own: serde_json::Value = serde_json::from_slice(&text).expect("json");
+    let put = |document: &serde_json::Value, mut descriptor: serde_json::Value| {
+        let text = document.to_string();
+        fs::write(dir.join("blobs/sha256").join(hex(text.as_bytes())), &text).expect("write");
+        descriptor["digest"] = digest(text.as_bytes()).into();
+        descriptor["size"] = text.len().into();
+        descriptor
+    };
+    let index = index(&put, own["manifests"][0].clone());
+    fs::write(dir.join("index.json"), index.to_string()).expect("write");
+    scratch.run("img-unpack", ["layout"])
+}
+
+#[test]
+fn indexes_of_all_shapes() {
+    let scratch = Scratch::new(Who::User);
+    let image = Image::new(vec![Layer::new().file("a", "1")]);
+    let kind = "application/vnd.oci.image.index.v1+json";
+    let manifest_kind = "application/vnd.oci.image.manifest.v1+json";
+    // Attestations first, unknown types, other platforms, an index in an index.
+    layout(&scratch, &image, |put, mut own| {
+        own["platform"] = json!({"os": "linux", "architecture": if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" }});
+        let attestation = put(&json!({"schemaVersion": 2, "layers": []}), json!({"mediaType": manifest_kind,
+            "platform": {"os": "unknown", "architecture": "unknown"}, "annotations": {"vnd.docker.reference.type": "attestation-manifest"}}));
+        let other = put(&json!({"schemaVersion": 2}), json!({"mediaType": manifest_kind, "platform": {"os": "linux", "architecture": "s390x"}}));
+        let inner = put(&json!({"schemaVersion": 2, "mediaType": kind, "manifests": [attestation, other, own]}), json!({"mediaType": kind}));
+        json!({"schemaVersion": 2, "manifests": [inner, {"mediaType": "application/xml", "digest": "x", "size": 1}], "annotations": null})
+    })
+    .ok();
+    let words = |index: fn(
+        &dyn Fn(&serde_json::Value, serde_json::Value) -> serde_json::Value,
+        serde_json::Value,
+    ) -> serde_json::Value,
+                 words: &[&str]| {
+        layout(&scratch, &image, index).fails(125, words);
+    };
+    words(|_, own| json!({"schemaVersion": 2, "manifests": [own], "layers": []}), &["both an index and a manifest"]);
+    words(
+        |put, _| {
+            let both = put(
+                &json!({"manifests": [], "config": {}}),
+                json!({"mediaType": "application/vnd.oci.image.manifest.v1+json"}),
+            );
+            json!({"schemaVersion": 2, "manifests": [both]})
+        },
+        &["both an index and a manifest"],
+    );
+    words(
+        |_, mut own| {
+            own["size"] = (-1).into();
+            json!({"manifests": [own]})
+        },
+        &["size -1"],
+    );
+    words(
+        |_, mut own| {
+            own["digest"] = "sha256:../../../etc/passwd".into();
+            json!({"manifests": [own]})
+        },
+        &["digest"],
+    );
+    words(
+        |_, mut own| {
+            own["data"] = "aGk=".into();
+            json!({"manifests": [own]})
+        },
+        &["differs from the data"],
+    );
+    words(
+        |put, _| {
+            let lying = put(
+                &json!({"mediaType": "application/vnd.docker.distribution.manifest.v2+json"}),
+                json!({"mediaType": "application/vnd.oci.image.manifest.v1+json"}),
+            );
+            json!({"manifests": [lying]})
+        },
+        &["is of type"],
+    );
+    words(
+        |put, _| {
+            let artifact = put(
+                &json!({"config": {"mediaType": "application/vnd.oci.empty.v1+json"}}),
+                json!({"mediaType": "application/vnd.oci.image.manifest.v1+json"}),
+            );
+            json!({"manifests": [artifact]})
+        },
+        &["not an image"],
+    );
+    words(|_, _| json!({"schemaVersion": 2, "manifests": []}), &["no image in it"]);
+    words(
+        |put, own| {
+            let kind = "application/vnd.oci.image.index.v1+json";
+            (0..20).fold(
+                json!({"manifests": [own]}),
+                |inner, _| json!({"manifests": [put(&inner, json!({"mediaType": kind}))]}),
+            )
+        },
+        &["nested"],
+    );
+}
