@@ -76,7 +76,7 @@ impl Group {
         let write = nix::unistd::access(&dir, nix::unistd::AccessFlags::W_OK);
         write
             .call(format_args!("access({dir:?}, W_OK)"))
-            .map_err(|error| undelegated(error, hierarchy.controllers.is_empty()))?;
+            .map_err(|error| undelegated(error, hierarchy.controllers.is_empty(), &dir))?;
         Ok(dir)
     }
 
@@ -522,26 +522,29 @@ fn make_directory(dir: &Path, version: Version) -> Result<bool> {
             make_directory(dir.parent().unwrap_or(dir), version)?;
             make_directory(dir, version)
         }
-        Err(error) => Err(explain_mkdir(error, version)),
+        Err(error) => Err(explain_mkdir(error, version, dir)),
     }
 }
 
 /// The one command that gets an ordinary user groups of their own.
-fn explain_mkdir(error: Error, version: Version) -> Error {
+fn explain_mkdir(error: Error, version: Version, dir: &Path) -> Error {
     match error.errno() {
-        Some(Errno::EACCES | Errno::EPERM) => undelegated(error, version == Version::V2),
+        Some(Errno::EACCES | Errno::EPERM) => undelegated(error, version == Version::V2, dir.parent().unwrap_or(dir)),
         Some(Errno::EROFS) => error.hint("cgroups are mounted read-only here"),
         _ => error,
     }
 }
 
-fn undelegated(error: Error, unified: bool) -> Error {
+fn undelegated(error: Error, unified: bool, above: &Path) -> Error {
     let uid = nix::unistd::geteuid();
     let error = error.hint(format_args!("uid {uid} has no group of its own here"));
-    if !Path::new("/run/systemd/system").exists() || !unified {
-        return error.hint(format_args!("as root, make one, give it to {uid} and move this shell into it"));
+    if unified && Path::new("/run/systemd/system").exists() {
+        return error.hint("start this through: systemd-run --user --scope -p Delegate=yes COMMAND");
     }
-    error.hint("start this through: systemd-run --user --scope -p Delegate=yes COMMAND")
+    let (group, shell) = (above.join(format!("u{uid}")), nix::unistd::getppid());
+    let group = group.display();
+    error
+        .hint(format_args!("as root: mkdir -p {group} && chown -R {uid} {group} && echo {shell} >{group}/cgroup.procs"))
 }
 
 /// v1's cpuset is empty in a new group, which then takes no process: it gets what the group above has.
@@ -611,7 +614,7 @@ fn enable(hierarchy: &Hierarchy, dir: &Path, needed: &[&str]) -> Result<()> {
         Some(Errno::EBUSY) => {
             error.hint("it has processes of its own, and then it may not hand controllers down (cgroups(7), no internal processes)")
         }
-        Some(Errno::EACCES | Errno::EPERM) => undelegated(error, true),
+        Some(Errno::EACCES | Errno::EPERM) => undelegated(error, true, dir),
         _ => error,
     })
 }
