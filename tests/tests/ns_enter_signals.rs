@@ -151,11 +151,14 @@ fn killing_the_waiter_at_any_moment_leaves_nothing() {
             waiter.process.wait().unwrap();
             // Without a PID namespace of its own, only COMMAND itself is certain to go.
             if options.contains("--time") {
-                for line in scratch.processes() {
-                    if let Some(pid) = line.split(' ').next().and_then(|pid| pid.parse().ok()) {
+                // One that it was just starting may come into sight only now.
+                wait_until(DEADLINE, || {
+                    let left = scratch.processes();
+                    for pid in left.iter().filter_map(|line| line.split(' ').next()?.parse().ok()) {
                         let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
                     }
-                }
+                    left.is_empty()
+                });
             }
             scratch.assert_clean();
         }

@@ -710,8 +710,9 @@ fn undo_leaves_other_mounts_alone_and_names_who_is_busy() {
             "vol-bind --root root ./src:/x >/dev/null
              mount -t tmpfs other root/x; vol-bind --root root --undo ./src:/x; grep -c \"$PWD/root/x \" /proc/self/mountinfo
              umount root/x
-             sleep 60 <root/x/file & vol-bind --root root --undo ./src:/x || echo $?
-             kill %1; wait || true
+             sleep 60 <root/x/file & until [ $(cat /proc/$!/comm) = sleep ]; do :; done
+             vol-bind --root root --undo ./src:/x || echo $?
+             kill $!; wait || true
              vol-bind --root root --undo ./src:/x ./src:/never:ro; grep -c \"$PWD/root/x \" /proc/self/mountinfo || true",
         );
         assert_eq!(output.text(), "2\n125\n0\n", "{}", output.stderr);
