@@ -89,7 +89,7 @@ pub fn apply(archive: &mut Archive<impl BufRead>, target: Target<'_>) -> Result<
         hidden: HashSet::new(),
         opaque: HashSet::new(),
         whiteouts: Vec::new(),
-        links: Vec::new(),
+        links: BTreeMap::new(),
         skipped: HashSet::new(),
         done: Applied::default(),
     };
@@ -144,7 +144,7 @@ struct Layer<'a> {
     /// Parent, and the name that is hidden in it; `None`: all of it.
     whiteouts: Vec<(Vec<u8>, Option<Vec<u8>>)>,
     /// Hard links whose target was not there: name and target.
-    links: Vec<(Vec<u8>, Vec<u8>)>,
+    links: BTreeMap<Vec<u8>, Vec<u8>>,
     /// Device nodes that could not be made.
     skipped: HashSet<Vec<u8>>,
     done: Applied,
@@ -188,7 +188,7 @@ impl Layer<'_> {
             Kind::Symlink => self.node(&dir, name, &real, &attributes, true, |dir, name| {
                 symlinkat(OsStr::from_bytes(&member.link), dir, name)
             }),
-            Kind::Link => self.link(&dir, &path, name, &member.link),
+            Kind::Link => self.link(&dir, name, &member.link),
             Kind::Fifo => self.node(&dir, name, &real, &attributes, false, |dir, name| {
                 mknodat(dir, name, SFlag::S_IFIFO, Mode::S_IRUSR | Mode::S_IWUSR, 0)
             }),
@@ -332,7 +332,7 @@ impl Layer<'_> {
         }
     }
 
-    fn link(&mut self, dir: &Rc<Dir>, path: &[u8], name: &[u8], target: &[u8]) -> Result<()> {
+    fn link(&mut self, dir: &Rc<Dir>, name: &[u8], target: &[u8]) -> Result<()> {
         let target =
             clean(target).map_err(|error| error.within(format_args!("link to {:?}", OsStr::from_bytes(target))))?;
         if target.is_empty() {
@@ -343,7 +343,7 @@ impl Layer<'_> {
         }
         // Later members may bring the target.
         self.remove(dir, name)?;
-        self.links.push((path.to_vec(), target));
+        self.links.insert(join(&dir.path, name), target);
         Ok(())
     }
 
@@ -374,15 +374,9 @@ impl Layer<'_> {
             self.last = None;
             let path = join(&dir.path, name);
             let inside = [&path[..], b"/"].concat();
-            let stale: Vec<Vec<u8>> = self
-                .directories
-                .range(inside.clone()..)
-                .map(|(p, _)| p.clone())
-                .take_while(|p| p.starts_with(&inside))
-                .collect();
-            for path in stale.into_iter().chain([path]) {
-                self.directories.remove(&path);
-            }
+            take_below(&mut self.directories, &inside);
+            self.directories.remove(&path);
+            take_below(&mut self.links, &inside);
         }
         clear(&dir.fd, OsStr::from_bytes(name))
     }
@@ -519,7 +513,7 @@ impl Layer<'_> {
 
     /// Links to members that came later, or to files of the layers below, which are copied up.
     fn late_links(&mut self) -> Result<()> {
-        let mut links = std::mem::take(&mut self.links);
+        let mut links: Vec<(Vec<u8>, Vec<u8>)> = std::mem::take(&mut self.links).into_iter().collect();
         for from_below in [false, true, false] {
             // Links to links: in order or in reverse order it takes one pass, in any order a few; the number of passes is
             // limited so that no order of many links takes for ever.
@@ -686,6 +680,15 @@ impl Layer<'_> {
             record.attributes.put(fd.as_fd(), self.target.policy, path, &mut self.done.notes)?;
         }
         Ok(())
+    }
+}
+
+/// Takes away what is under a name; `inside` is that name with its slash.
+fn take_below<V>(map: &mut BTreeMap<Vec<u8>, V>, inside: &[u8]) {
+    let names = map.range(inside.to_vec()..).map(|(name, _)| name.clone());
+    let names: Vec<Vec<u8>> = names.take_while(|name| name.starts_with(inside)).collect();
+    for name in names {
+        map.remove(&name);
     }
 }
 
