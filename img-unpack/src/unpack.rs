@@ -26,8 +26,8 @@ use std::sync::{Condvar, Mutex, PoisonError};
 use std::thread;
 
 const CHUNK: usize = 128 << 10;
-/// Pieces of a stream between two of its threads.
-const AHEAD: usize = 3;
+/// Pieces of a stream between two of its threads: enough that none waits for the scheduler, 3 MiB a layer.
+const AHEAD: usize = 12;
 
 /// What is the same for all layers of an image.
 pub struct Unpacking<'a> {
