@@ -7,6 +7,8 @@ pub use users::{Role, User, overlays_using};
 use crate::error::{Result, ResultExt};
 use std::collections::BTreeMap;
 use std::ffi::OsString;
+use std::fs::File;
+use std::io::Read;
 use std::os::unix::ffi::OsStringExt;
 use std::path::PathBuf;
 
@@ -38,7 +40,9 @@ pub struct Mount {
 /// The mounts of `/proc/PID/mountinfo`; `self` is this process's.
 pub fn read(pid: &str) -> Result<Vec<Mount>> {
     let path = format!("/proc/{pid}/mountinfo");
-    let bytes = std::fs::read(&path).call(format_args!("read({path:?})"))?;
+    // The kernel makes the text anew for each read, and tells no size beforehand.
+    let mut bytes = Vec::with_capacity(16 << 10);
+    File::open(&path).and_then(|mut file| file.read_to_end(&mut bytes)).call(format_args!("read({path:?})"))?;
     Ok(parse(&bytes))
 }
 

@@ -4,6 +4,7 @@
 //! layers/sha256/CHAINID/   one applied layer: the directory that overlayfs uses as a lower
 //! images/                  references and manifests
 //! containers/NAME/         writable layer (upper, work) and lock of a container
+//! spare/                   directories of an ended container, without its writable layer, for the next one
 //! volumes/NAME/            named volumes
 //! staging/                 what is being made; nothing here is ever used
 //! ```
@@ -62,6 +63,11 @@ impl Store {
     /// Where containers' writable layers are.
     pub fn containers(&self) -> PathBuf {
         self.path.join("containers")
+    }
+
+    /// What an ended container leaves to the next one.
+    pub fn spare(&self) -> PathBuf {
+        self.path.join("spare")
     }
 
     /// Where named volumes are.

@@ -28,6 +28,17 @@ pub fn start(tool: &Tool, args: &[OsString], stdout: impl AsFd) -> Result<Apart>
 }
 
 impl Apart {
+    /// Its process number.
+    pub fn pid(&self) -> Pid {
+        self.pid
+    }
+
+    /// Kills it, if it has not ended, and waits for its end.
+    pub fn end(self) {
+        let _ = nix::sys::signal::kill(self.pid, nix::sys::signal::Signal::SIGKILL);
+        let _ = waitpid(self.pid, None);
+    }
+
     /// Waits for its end. Errors: it failed (and has said why), or a signal ended it.
     pub fn wait(self) -> Result<()> {
         match waitpid(self.pid, None).call(format_args!("waitpid({})", self.pid))? {

@@ -13,7 +13,7 @@ mod relay;
 mod wait;
 
 pub use relay::callers_terminal;
-pub use wait::{Forked, clone_flags};
+pub use wait::{Forked, Stopping, clone_flags};
 
 use crate::args::Stop;
 use crate::error::{Error, Result};
@@ -35,6 +35,9 @@ pub struct Chain {
     before: Vec<BeforeHook>,
     after: Vec<AfterHook>,
     parent: Option<OwnedFd>,
+    stop: Option<Stopping>,
+    pid_file: Option<PathBuf>,
+    own_mounts: bool,
     environment: Option<Vec<CString>>,
 }
 
@@ -45,7 +48,9 @@ impl Chain {
     /// A chain that calls `links` in this process.
     pub fn new(links: &'static [&'static Tool]) -> Self {
         let (at_split, before, after) = (Vec::new(), Vec::new(), Vec::new());
-        Chain { links, at_split, group: None, before, after, parent: None, environment: None }
+        let (stop, pid_file) = (None, None);
+        let (group, parent, environment) = (None, None, None);
+        Chain { links, at_split, group, before, after, parent, stop, pid_file, own_mounts: false, environment }
     }
 
     /// Lets `tool` do its part with `args`.
@@ -87,10 +92,21 @@ impl Chain {
         self.environment.clone().unwrap_or_else(crate::sys::process::environment)
     }
 
+    /// Whether only processes of this chain are in the mount namespace that a link has just entered.
+    pub fn set_own_mounts(&mut self, own: bool) {
+        self.own_mounts = own;
+    }
+
+    /// Whether a link in this process has made the mount namespace, so that its root may be changed.
+    pub fn has_own_mounts(&self) -> bool {
+        self.own_mounts
+    }
+
     /// Whether COMMAND will run in a child because of what a link before asked for ([`Chain::in_child`],
-    /// [`Chain::after`]).
+    /// [`Chain::after`], [`Chain::stop_with`], [`Chain::note_child`]).
     pub fn will_split(&self) -> bool {
-        self.group.is_some() || !self.before.is_empty() || !self.after.is_empty()
+        let waits_anyway = self.stop.is_some() || self.pid_file.is_some();
+        waits_anyway || self.group.is_some() || !self.before.is_empty() || !self.after.is_empty()
     }
 
     /// The process that will wait does this just before it splits; it gets the `CLONE_NEW…` flags. Does not itself cause a
@@ -109,6 +125,16 @@ impl Chain {
     /// cgroup.
     pub fn in_child(&mut self, hook: impl FnOnce() -> Result<()> + 'static) {
         self.before.push(Box::new(hook));
+    }
+
+    /// How the parent that waits asks COMMAND to end when it is itself told to (SIGTERM).
+    pub fn stop_with(&mut self, stop: Stopping) {
+        self.stop = Some(stop);
+    }
+
+    /// The parent that waits writes its child's process number to `file` before the child goes on.
+    pub fn note_child(&mut self, file: PathBuf) {
+        self.pid_file = Some(file);
     }
 
     /// The parent does this when COMMAND has ended (with its status, or `None` if it never started), last asked for first.

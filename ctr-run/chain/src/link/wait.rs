@@ -34,6 +34,15 @@ pub enum Forked {
     Parent(Outcome),
 }
 
+/// How COMMAND is asked to end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Stopping {
+    /// What it gets instead of SIGTERM: a signal's number.
+    pub signal: i32,
+    /// How long it then has until it is killed; without, for ever.
+    pub timeout: Option<Duration>,
+}
+
 /// What the child puts back before it goes on.
 struct Blocked {
     mask: SigSet,
@@ -100,6 +109,8 @@ impl Chain {
             hook(flags)?;
         }
         let group = self.group.take();
+        // For the first parent alone: one that waits inside of it gets the signal as it is to be.
+        let (stop, pid_file) = (self.stop.take(), self.pid_file.take());
         let (family, kind) = (AddressFamily::Unix, SockType::SeqPacket);
         let (own, childs) =
             socketpair(family, kind, None, SockFlag::SOCK_CLOEXEC).call(format_args!("socketpair(AF_UNIX)"))?;
@@ -119,7 +130,14 @@ impl Chain {
             Ok(Side::Parent(pid, pidfd)) => (pid, pidfd),
         };
         drop(childs);
-        let go = || prepare(pid).and_then(|()| descriptor::send(&own, b'g', &[]).call(format_args!("sendmsg(child)")));
+        let note = || match &pid_file {
+            Some(file) => {
+                trace::op(format_args!("write({file:?}, \"{pid}\\n\")"), || std::fs::write(file, format!("{pid}\n")))
+            }
+            None => Ok(()),
+        };
+        let tell = || descriptor::send(&own, b'g', &[]).call(format_args!("sendmsg(child)"));
+        let go = || prepare(pid).and_then(|()| note()).and_then(|()| tell());
         if let Err(error) = go() {
             let _ = process::pidfd_send_signal(&pidfd, Signal::SIGKILL as i32);
             let _ = waitpid(pid, None);
@@ -132,7 +150,7 @@ impl Chain {
             let kept: Vec<BorrowedFd<'_>> = [pidfd.as_fd(), own.as_fd()].into_iter().chain(parent).collect();
             descriptor::close_all_but(3, &kept).call(format_args!("close_range(3, MAX)"))?;
         }
-        let status = Waiter::new(pid, pidfd, own, parent, init).wait();
+        let status = Waiter::new(pid, pidfd, own, parent, init).wait(stop);
         self.run_after(status.as_ref().ok().copied());
         if !init {
             // An init ends now; until it has, nothing that is sent to it shall look as if it were dropped.
@@ -224,13 +242,18 @@ impl<'a> Waiter<'a> {
         Waiter { pid, pidfd, signals, child, parent, init, reaps_all, told_to_end, relay, pending }
     }
 
-    /// Waits until the child has ended; forwards signals meanwhile. Gives its status, 128+N for signal N.
-    fn wait(mut self) -> Result<u8> {
+    /// Waits until the child has ended; forwards signals meanwhile, and SIGTERM as `stop` says. Gives its status, 128+N for
+    /// signal N.
+    fn wait(mut self, stop: Option<Stopping>) -> Result<u8> {
         let mut ended_by = None;
+        // When it is killed, once it has been asked to end.
+        let mut last: Option<Instant> = None;
         // A signal that the child blocked when it was sent, and until when it matters whether it still does.
         let mut doubtful: Option<(i32, Instant)> = None;
         loop {
-            let signal = match self.next(doubtful.map(|_| DOUBT_INTERVAL)) {
+            let left = last.map(|last| last.saturating_duration_since(Instant::now()));
+            let interval = doubtful.map(|_| DOUBT_INTERVAL);
+            let signal = match self.next(interval.into_iter().chain(left).min()) {
                 Ok((signal, _)) if signal == Signal::SIGCHLD as i32 => {
                     if let Some(status) = self.reap()? {
                         self.finish();
@@ -244,9 +267,21 @@ impl<'a> Waiter<'a> {
                     if self.is_for_relay(signal) {
                         continue;
                     }
-                    self.pass_on(signal, code == SI_KERNEL);
+                    let from_terminal = code == SI_KERNEL;
+                    let asked = stop.filter(|_| signal == Signal::SIGTERM as i32 && !from_terminal);
+                    let signal = asked.map_or(signal, |stop| stop.signal);
+                    if let Some(timeout) = asked.and_then(|stop| stop.timeout) {
+                        last = last.or_else(|| Instant::now().checked_add(timeout));
+                    }
+                    self.pass_on(signal, from_terminal);
                     doubtful = None;
                     signal
+                }
+                Err(Errno::EAGAIN) if last.is_some_and(|last| last <= Instant::now()) => {
+                    trace::note(format_args!("pidfd_send_signal({}, SIGKILL)", self.pid));
+                    self.send(Signal::SIGKILL as i32);
+                    last = None;
+                    continue;
                 }
                 Err(Errno::EAGAIN) => match doubtful {
                     Some((signal, end)) if Instant::now() < end => signal,
