@@ -5,8 +5,10 @@ use crate::create::{Propagation, Setup};
 use crate::environment::Changes;
 use crate::limits::Limit;
 use crate::namespace::{Kind, Origin};
+use crate::pasta::Port;
 use crate::request::{Map, Request};
 use crate::seccomp::Profile;
+use crate::stop;
 use crate::user::Wanted;
 use chain::userns::Range;
 use chain::{Error, Result};
@@ -101,6 +103,12 @@ pub struct Cli {
     /// Leave lo down
     #[arg(long, help_heading = SETUP)]
     no_lo: bool,
+    /// Connect the new network with the machine's through pasta(1)
+    #[arg(long, help_heading = SETUP, conflicts_with = "keep")]
+    pasta: bool,
+    /// A port of the machine that leads into the new network; repeatable
+    #[arg(long, help_heading = SETUP, value_name = "[ADDRESS:]OUTER:INNER[/udp]", requires = "pasta")]
+    publish: Vec<String>,
     /// Host name
     #[arg(long, help_heading = SETUP, value_name = "NAME")]
     hostname: Option<OsString>,
@@ -164,6 +172,15 @@ pub struct Cli {
     /// A terminal of its own, relayed to and from the caller's
     #[arg(long, help_heading = PROCESS)]
     tty: bool,
+    /// What COMMAND gets when this process is told to end (SIGTERM)
+    #[arg(long, help_heading = PROCESS, value_name = "SIGNAL")]
+    stop_signal: Option<String>,
+    /// Kill COMMAND if it has not ended so long after that
+    #[arg(long, help_heading = PROCESS, value_name = "SECONDS", allow_hyphen_values = true)]
+    stop_timeout: Option<String>,
+    /// Write the number, outside, of the first process of COMMAND's to FILE
+    #[arg(long, help_heading = PROCESS, value_name = "FILE")]
+    pid_file: Option<PathBuf>,
     /// Set, or take over, a variable; repeatable
     #[arg(long, help_heading = PROCESS, value_name = "NAME[=VALUE]")]
     env: Vec<OsString>,
@@ -256,6 +273,8 @@ impl Cli {
             seccomp: self.seccomp.map(Profile::parse),
             init: self.init,
             tty: self.tty,
+            stop: stop::parse(self.stop_signal.as_deref(), self.stop_timeout.as_deref())?,
+            pid_file: self.pid_file,
             limits: self.ulimit.iter().map(|text| Limit::parse(text)).collect::<Result<_>>()?,
             umask: self.umask.as_deref().map(umask).transpose()?,
             oom_score: self.oom_score_adj,
@@ -291,6 +310,10 @@ impl Cli {
                 _ => Propagation::Slave,
             },
             no_loopback: self.no_lo,
+            pasta: match self.pasta {
+                true => Some(self.publish.iter().map(|text| Port::parse(text)).collect::<Result<_>>()?),
+                false => None,
+            },
             hostname: self.hostname,
             domainname: self.domainname,
             sysctls: self.sysctl.iter().map(|text| sysctl(text)).collect::<Result<_>>()?,

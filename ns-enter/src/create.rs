@@ -5,6 +5,7 @@
 
 use crate::keep::Keeper;
 use crate::namespace::{Kind, Origin, Selection};
+use crate::pasta::{self, Port};
 use chain::link::{Forked, clone_flags};
 use chain::sys::{mount, process};
 use chain::trace::op;
@@ -17,9 +18,11 @@ use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, setns, unshare};
 use nix::sys::stat::Mode;
 use nix::unistd::{Pid, chroot, fchdir};
+use std::cell::RefCell;
 use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 
 /// What new mount namespaces have to do with the mounts that they are copies of.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -55,6 +58,8 @@ pub struct Setup {
     pub propagation: Propagation,
     /// Whether `lo` stays down in a new network namespace.
     pub no_loopback: bool,
+    /// Whether pasta connects the new network with the machine's, with these ports.
+    pub pasta: Option<Vec<Port>>,
     /// The host name.
     pub hostname: Option<OsString>,
     /// The NIS domain name.
@@ -91,11 +96,20 @@ pub fn create(
         enter(chain, time, None)?;
         set_clocks(setup)?;
     }
-    let splits = time != 0 || selection.has(Kind::Pid);
+    let splits = time != 0 || selection.has(Kind::Pid) || setup.pasta.is_some();
     if splits {
+        let network = Rc::new(RefCell::new(None));
+        if setup.pasta.is_some() {
+            let network = Rc::clone(&network);
+            chain.after(move |_| drop(network.take()));
+        }
         let prepare = |pid: Pid| {
-            if let Some(maps) = maps.filter(|_| flags & libc::CLONE_NEWUSER != 0) {
+            let maps = maps.filter(|_| flags & libc::CLONE_NEWUSER != 0);
+            if let Some(maps) = maps {
                 maps.write(pid)?;
+            }
+            if let Some(ports) = &setup.pasta {
+                *network.borrow_mut() = Some(pasta::start(pid, maps.is_some(), ports)?);
             }
             keeper.as_ref().map_or(Ok(()), |keeper| keeper.process_is(pid))
         };

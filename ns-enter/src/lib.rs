@@ -18,9 +18,11 @@ mod keep;
 mod limits;
 mod namespace;
 mod own_program;
+mod pasta;
 mod request;
 mod root;
 mod seccomp;
+mod stop;
 mod tty;
 mod user;
 
@@ -64,6 +66,12 @@ fn run(chain: &mut Chain, args: &[OsString]) -> Result<Outcome, Stop> {
 
 fn enter(chain: &mut Chain, mut request: Request) -> Result<Outcome> {
     request.complete()?;
+    if let Some(stop) = request.stop {
+        chain.stop_with(stop);
+    }
+    if let Some(file) = request.pid_file.take() {
+        chain.note_child(file);
+    }
     let manner = request.tty.then(tty::Manner::of_caller).transpose()?;
     // Who waits for what a link before asked for, or relays a terminal, must stay where it is to do it.
     if (chain.will_split() || request.tty && !chain.has_parent())
@@ -136,7 +144,11 @@ fn enter_namespaces(chain: &mut Chain, request: &mut Request) -> Result<Option<O
         (None, true) => Some(Map::Own(0, 0).resolve()?),
         (_, false) => None,
     };
-    create::create(chain, selection, maps.as_ref(), &request.setup, keeper)
+    let outcome = create::create(chain, selection, maps.as_ref(), &request.setup, keeper)?;
+    if selection.has(Kind::Mount) {
+        chain.set_own_mounts(selection.makes(Kind::Mount));
+    }
+    Ok(outcome)
 }
 
 /// Whether this process may make namespaces without a user namespace.
@@ -197,7 +209,7 @@ fn change_root(chain: &mut Chain, request: &Request, root: &Path) -> Result<Opti
     if let (true, Some(workdir)) = (request.make_workdir, &request.workdir) {
         root::make_directory(root, workdir)?;
     }
-    root::enter(root, request.namespaces.makes(Kind::Mount), request.setup.propagation)?;
+    root::enter(root, chain.has_own_mounts(), request.setup.propagation)?;
     if request.read_only {
         root::make_read_only()?;
     }

@@ -23,7 +23,7 @@ pub struct Identity(Option<(u64, u64)>);
 impl Identity {
     /// Read while /proc is still the caller's.
     pub fn read() -> Self {
-        Identity(identity_of(Path::new("/proc/self/exe")))
+        Identity(fs::metadata("/proc/self/exe").ok().map(|metadata| (metadata.dev(), metadata.ino())))
     }
 
     /// Error (126): `command`, or what would interpret it, is this program.
@@ -36,28 +36,21 @@ impl Identity {
             let mut program = Some(candidate.clone());
             for _ in 0..=MAX_INTERPRETERS {
                 let Some(file) = program else { break };
-                if identity_of(&file) == Some(own) {
+                let Ok(metadata) = fs::metadata(&file) else { break };
+                if (metadata.dev(), metadata.ino()) == own {
                     return Err(Error::call(format_args!("execve({candidate:?})"), Errno::EACCES)
                         .hint("it leads to this tool's own program on the host, which nothing inside may run")
                         .status(chain::error::NOT_RUNNABLE));
                 }
-                program = interpreter(&file);
+                program = if metadata.is_file() { interpreter(&file) } else { None };
             }
         }
         Ok(())
     }
 }
 
-fn identity_of(path: &Path) -> Option<(u64, u64)> {
-    let metadata = fs::metadata(path).ok()?;
-    Some((metadata.dev(), metadata.ino()))
-}
-
-/// The program that a `#!` line names.
+/// The program that the `#!` line of a regular file names.
 fn interpreter(path: &Path) -> Option<PathBuf> {
-    if !fs::metadata(path).ok()?.is_file() {
-        return None;
-    }
     let mut head = Vec::new();
     fs::File::open(path).ok()?.take(LINE).read_to_end(&mut head).ok()?;
     let line = head.strip_prefix(b"#!")?.split(|&b| b == b'\n').next()?;

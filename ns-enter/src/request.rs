@@ -7,6 +7,7 @@ use crate::limits::Limit;
 use crate::namespace::{Kind, Origin, Selection};
 use crate::seccomp::Profile;
 use crate::user::Wanted;
+use chain::link::Stopping;
 use chain::userns::{Maps, Range};
 use chain::{Error, Result};
 use nix::unistd::Pid;
@@ -52,6 +53,10 @@ pub struct Request {
     pub init: bool,
     /// Whether COMMAND gets a terminal of its own.
     pub tty: bool,
+    /// How COMMAND is asked to end.
+    pub stop: Option<Stopping>,
+    /// Where the process number of the child that COMMAND runs in is written.
+    pub pid_file: Option<PathBuf>,
     /// Resource limits.
     pub limits: Vec<Limit>,
     /// File mode creation mask.
@@ -155,6 +160,12 @@ impl Request {
         }
         if setup.proc.is_some() {
             self.namespaces.imply(Kind::Mount);
+        }
+        if setup.pasta.is_some() {
+            self.namespaces.imply(Kind::Net);
+            if !self.namespaces.makes(Kind::Net) {
+                return Err(Error::usage("--pasta: only a new network is connected, not one that is joined"));
+            }
         }
         if setup.monotonic.is_some() || setup.boottime.is_some() {
             self.namespaces.imply(Kind::Time);
