@@ -176,7 +176,9 @@ impl Setter<'_> {
             let set = op(format_args!("fsconfig({key:?}, {path:?})"), || mount::fsconfig_fd(self.fs, key, held));
             match set {
                 // KERNEL(6.13): directories by descriptor.
-                Err(error) if error.errno() == Some(Errno::EINVAL) && kernel_before(6, 13) => {}
+                // Before 6.5 overlayfs takes no such parameter (EINVAL), or the kernel no descriptor for it (EOPNOTSUPP).
+                Err(error)
+                    if matches!(error.errno(), Some(Errno::EINVAL | Errno::EOPNOTSUPP)) && kernel_before(6, 13) => {}
                 // KERNEL(6.14): descriptors that only name something.
                 Err(error) if error.errno() == Some(Errno::EBADF) => {}
                 other => return other,
