@@ -190,8 +190,8 @@ pub struct Cli {
     )]
     pub net: String,
 
-    /// Publish a port (needs --net pasta)
-    #[arg(short, long, value_name = "HOST:CONTAINER", help_heading = "Isolation")]
+    /// A port of the machine that leads into the container (needs --net pasta)
+    #[arg(short, long, value_name = "[ADDRESS:]HOST:CONTAINER[/udp]", help_heading = "Isolation")]
     pub publish: Vec<String>,
 
     /// A line for /etc/hosts
@@ -230,7 +230,7 @@ pub struct Cli {
     #[arg(long, value_name = "CAP", help_heading = "Security")]
     pub cap_drop: Vec<String>,
 
-    /// All capabilities and devices, no filter, no masks
+    /// All capabilities, no filter, no masks, new privileges; devices are given with --device
     #[arg(long, help_heading = "Security")]
     pub privileged: bool,
 

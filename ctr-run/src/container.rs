@@ -30,6 +30,9 @@ pub const DEFAULT_CAPABILITIES: [&str; 14] = [
     "CAP_SYS_CHROOT",
 ];
 
+/// The annotation that img-unpack writes for an image's StopSignal (image-spec, conversion).
+const STOP_SIGNAL: &str = "org.opencontainers.image.stopSignal";
+
 /// A namespace of the container.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Namespace {
@@ -85,6 +88,12 @@ pub struct Container {
     pub limits: Vec<OsString>,
     /// Arguments of `vol-bind` for what is mounted besides the API file systems.
     pub volumes: Vec<OsString>,
+    /// Arguments of the link that makes the namespaces, for what joins its network with the machine's: pasta and ports.
+    pub connection: Vec<OsString>,
+    /// Arguments of `vol-bind` for /etc/hosts and /etc/resolv.conf.
+    pub names: Vec<OsString>,
+    /// Arguments of the link that waits: how COMMAND is asked to end, and where its process number is written.
+    pub waiting: Vec<OsString>,
     /// Size of /dev/shm.
     pub shm_size: Option<String>,
     /// Kernel settings inside.
@@ -139,6 +148,9 @@ impl Container {
             user_namespace: !root_of_machine,
             limits,
             volumes: crate::volumes::of_document(&document)?,
+            connection: Vec::new(),
+            names: Vec::new(),
+            waiting: Vec::new(),
             shm_size: None,
             sysctls: sysctls_of(&document)?,
             capabilities: capabilities_of(&document)?,
@@ -162,6 +174,9 @@ impl Container {
         self.apply_security(cli)?;
         self.limits.extend(crate::limits::of_flags(cli)?);
         self.volumes.extend(crate::volumes::of_flags(cli));
+        self.connection = crate::network::connection(cli)?;
+        self.names = crate::network::names(cli, self);
+        self.waiting = self.waiting(cli);
         if let Some(user) = &cli.user {
             self.user.clone_from(user);
         }
@@ -235,7 +250,7 @@ impl Container {
     fn apply_isolation(&mut self, cli: &Cli) -> Result<()> {
         self.set_namespace(
             "network",
-            network(&cli.net)?,
+            crate::network::namespace(&cli.net)?,
             self.document.get("linux/namespaces").is_none() || cli.net != "new",
         );
         for (name, option, value) in
@@ -294,6 +309,18 @@ impl Container {
         Ok(())
     }
 
+    /// An image says too which signal asks its program to end.
+    fn waiting(&self, cli: &Cli) -> Vec<OsString> {
+        let annotations = self.document.get("annotations").and_then(Value::as_object);
+        let of_image = annotations.and_then(|all| all.get(STOP_SIGNAL)).and_then(Value::as_str);
+        let signal = cli.stop_signal.as_deref().or(of_image.filter(|signal| !signal.is_empty()));
+        let mut out: Vec<OsString> =
+            signal.map(|signal| format!("--stop-signal={signal}").into()).into_iter().collect();
+        out.extend(cli.stop_timeout.map(|seconds| format!("--stop-timeout={seconds}").into()));
+        out.extend(cli.pidfile.as_ref().map(|file| crate::limits::joined("--pid-file=", file.as_os_str())));
+        out
+    }
+
     /// The namespace of that name.
     pub fn namespace(&self, name: &str) -> &Namespace {
         self.namespaces.iter().find(|(known, _)| *known == name).map_or(&Namespace::Host, |(_, namespace)| namespace)
@@ -305,19 +332,6 @@ impl Container {
                 *namespace = value.clone();
             }
         }
-    }
-}
-
-fn network(value: &str) -> Result<Namespace> {
-    match value {
-        "new" | "none" => Ok(Namespace::New),
-        "host" => Ok(Namespace::Host),
-        path if path.starts_with('/') => Ok(Namespace::Path(path.into())),
-        "pasta" => {
-            Err(Error::usage("--net=pasta is not supported yet").hint("--net=host shares this machine's network"))
-        }
-        other => Err(Error::usage(format_args!("--net={other:?}: not new, none, host or a path"))
-            .hint("bridged networks are not supported: join one that is there with --net=/path/to/namespace")),
     }
 }
 

@@ -8,6 +8,7 @@ mod capabilities;
 mod cli;
 mod container;
 mod limits;
+mod network;
 mod oci;
 mod place;
 mod plan;

@@ -118,6 +118,7 @@ fn namespaces(container: &Container) -> Link {
         out.push(format!("--hostname={hostname}").into());
     }
     out.extend(container.sysctls.iter().map(|sysctl| format!("--sysctl={sysctl}").into()));
+    out.extend(container.connection.iter().chain(&container.waiting).cloned());
     out
 }
 
@@ -142,7 +143,7 @@ fn mounts(container: &Container, root: &Path, store: &Path) -> Link {
     if let Some(size) = &container.shm_size {
         out.push(format!("--shm-size={size}").into());
     }
-    out.extend(container.volumes.iter().cloned());
+    out.extend(container.names.iter().chain(&container.volumes).cloned());
     out
 }
 
