@@ -1,0 +1,186 @@
+//! `ctr-run`'s options: each is seen inside the container, and the printed script run by hand gives the same.
+
+use ctr_tests::image::Image;
+use ctr_tests::{DEADLINE, Scratch, Who, finish, has, is_root, wait, wait_until};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use std::fs;
+use std::process::Child;
+
+fn busybox(who: Who) -> (Scratch, String) {
+    let scratch = Scratch::new(who);
+    let path = scratch.write("image.tar", Image::busybox().docker_archive());
+    (scratch, path.to_string_lossy().into_owned())
+}
+
+/// What `script` prints in a container with `options`; run by `ctr-run` itself, and by hand from what it prints.
+#[track_caller]
+fn both(scratch: &Scratch, image: &str, options: &[&str], script: &str) -> String {
+    let words: Vec<&str> = options.iter().copied().chain([image, "sh", "-c", script]).collect();
+    let direct = scratch.run("ctr-run", &words).ok();
+    let printed = finish(scratch.command("ctr-run").arg("--print").args(&words)).ok();
+    let by_hand = finish(scratch.command("sh").arg(scratch.write("by-hand.sh", &printed))).ok();
+    assert_eq!(direct, by_hand, "{options:?}: {printed}");
+    direct
+}
+
+#[test]
+fn each_option_is_seen_inside() {
+    for who in Who::all() {
+        let (scratch, image) = busybox(who);
+        scratch.write("vars", "FROM_FILE=1\n# no\nTWO=2\n");
+        let cases: &[(&[&str], &str, &str)] = &[
+            (&["--env-file", "vars"], "echo $FROM_FILE$TWO", "12\n"),
+            (&["-e", "A=b c"], "echo $A", "b c\n"),
+            (&["-w", "/new/dir"], "pwd", "/new/dir\n"),
+            (&["-u", "app"], "id -u; id -G", "1000\n1000 2000\n"),
+            (&["--hostname", "box"], "hostname; grep -w box /etc/hosts", "box\n127.0.1.1\tbox\n"),
+            (&["--add-host", "db:10.0.0.7"], "tail -n 1 /etc/hosts", "10.0.0.7\tdb\n"),
+            (&["--dns", "9.9.9.9", "--dns", "::1"], "cat /etc/resolv.conf", "nameserver 9.9.9.9\nnameserver ::1\n"),
+            (&["--net", "host"], "ls /sys/class/net | wc -l | tr -d 0123456789", "\n"),
+            (&["--shm-size", "2M"], "df -k /dev/shm | tail -n 1 | tr -s ' ' | cut -d' ' -f2", "2048\n"),
+            (&["--tmpfs", "/t:size=1m"], "grep -c ' /t tmpfs .*size=1024k' /proc/mounts", "1\n"),
+            (&["--ulimit", "nofile=100:200"], "ulimit -n; ulimit -Hn", "100\n200\n"),
+            (&["--cap-drop", "all"], "grep CapBnd /proc/self/status", "CapBnd:\t0000000000000000\n"),
+            (
+                &["--cap-add", "SYS_ADMIN", "--cap-drop", "ALL"],
+                "grep CapEff /proc/self/status",
+                "CapEff:\t0000000000200000\n",
+            ),
+            (
+                &["--security-opt", "seccomp=unconfined", "--security-opt", "no-new-privileges=false"],
+                "grep -E '^(NoNewPrivs|Seccomp):' /proc/self/status",
+                "NoNewPrivs:\t0\nSeccomp:\t0\n",
+            ),
+            (
+                &["--privileged"],
+                "grep -E '^(NoNewPrivs|Seccomp):' /proc/self/status; grep -c ' /proc/' /proc/mounts",
+                "NoNewPrivs:\t0\nSeccomp:\t0\n0\n",
+            ),
+            (&["--sysctl", "net.ipv4.ip_forward=1"], "cat /proc/sys/net/ipv4/ip_forward", "1\n"),
+            (&["--read-only"], "touch /x 2>/dev/null || echo refused", "refused\n"),
+            (&["--init"], "echo $$ $PPID", "2 1\n"),
+            (&["--device", "/dev/null:/dev/mine"], "test -c /dev/mine && echo device", "device\n"),
+        ];
+        for (options, script, want) in cases {
+            let script = format!("({script}) || true");
+            assert_eq!(both(&scratch, &image, options, &script), *want, "{who:?} {options:?}");
+        }
+    }
+}
+
+#[test]
+fn limits_of_docker_run() {
+    if !is_root() {
+        return;
+    }
+    let (scratch, image) = busybox(Who::Root);
+    let shares = "cat /sys/fs/cgroup/cpu/cpu.shares /sys/fs/cgroup/cpu.weight 2>/dev/null || true";
+    let text = both(&scratch, &image, &["--cpu-shares", "512"], shares);
+    assert!(["512\n", "20\n"].contains(&text.as_str()), "{text}");
+    let cpus = "grep Cpus_allowed_list /proc/self/status";
+    assert_eq!(both(&scratch, &image, &["--cpuset-cpus", "0"], cpus), "Cpus_allowed_list:\t0\n");
+}
+
+#[test]
+fn what_cannot_be_is_refused_in_words() {
+    for who in Who::all() {
+        let (scratch, image) = busybox(who);
+        let fails = |args: &[&str], words: &[&str]| {
+            finish(scratch.command("ctr-run").args(args).args([&image, "true"])).fails(125, words);
+        };
+        fails(&["-p", "8080:80"], &["-p \"8080:80\"", "add --net=pasta"]);
+        fails(&["--net", "pasta", "-p", "80"], &["port \"80\"", "OUTER:INNER"]);
+        fails(&["--net", "bridge"], &["bridged networks"]);
+        fails(&["--add-host", "db"], &["--add-host \"db\"", "NAME:ADDRESS"]);
+        fails(&["--add-host", "db:host-gateway"], &["an address in numbers is needed"]);
+        fails(&["--dns", "localhost"], &["--dns \"localhost\""]);
+        fails(&["--stop-signal", "NOPE"], &["signal \"NOPE\"", "signal(7)"]);
+        fails(&["--security-opt", "apparmor=x"], &["apparmor=x", "seccomp="]);
+        fails(&["--pidfile", "/no/such/dir/pid"], &["/no/such/dir/pid", "(ENOENT)"]);
+        scratch.write("cid", "");
+        fails(&["--cidfile", "cid"], &["\"cid\"", "(EEXIST)"]);
+    }
+}
+
+/// Starts a container that waits, and gives it with the process number of its first process.
+fn started(scratch: &Scratch, options: &[&str], image: &str, script: &str) -> (Child, Pid) {
+    let mut command = scratch.command("env");
+    command.args(["--default-signal", "ctr-run", "--pidfile", "pid"]).args(options).args([image, "sh", "-c", script]);
+    let child = command.spawn().unwrap();
+    let pid = || fs::read_to_string(scratch.path("pid")).ok()?.trim().parse().ok();
+    assert!(wait_until(DEADLINE, || pid().is_some()), "no process number");
+    let pid: i32 = pid().unwrap();
+    let caught = || {
+        let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+        let set = status.lines().find_map(|line| line.strip_prefix("SigCgt:")).unwrap_or("0").trim().to_string();
+        status.starts_with("Name:\tsh\n") && u64::from_str_radix(&set, 16).is_ok_and(|set| set & 1 << (10 - 1) != 0)
+    };
+    assert!(wait_until(DEADLINE, caught), "COMMAND did not start");
+    let _ = fs::remove_file(scratch.path("pid"));
+    (child, Pid::from_raw(pid))
+}
+
+#[test]
+fn it_is_stopped_with_its_signal_and_killed_in_time() {
+    let term = |child: &Child| kill(Pid::from_raw(child.id() as i32), Signal::SIGTERM).unwrap();
+    for who in Who::all() {
+        let (scratch, image) = busybox(who);
+        let loops = "trap 'exit 9' USR1; trap '' TERM; while :; do sleep 0.05; done";
+        let (mut child, _) = started(&scratch, &["--stop-signal", "USR1"], &image, loops);
+        term(&child);
+        assert_eq!(wait(&mut child, DEADLINE).unwrap().code(), Some(9), "{who:?}");
+        let (mut child, pid) = started(&scratch, &["--stop-timeout", "0"], &image, loops);
+        let inside = fs::read_link(format!("/proc/{pid}/ns/pid")).unwrap();
+        assert_ne!(inside, fs::read_link("/proc/self/ns/pid").unwrap());
+        term(&child);
+        assert_eq!(wait(&mut child, DEADLINE).unwrap().code(), Some(137), "{who:?}");
+    }
+}
+
+/// A network of its own that is like a machine's, with a second address and a /dev/net/tun for all, to run `script` in. No
+/// process, pasta among them, may be left of it.
+fn on_a_machine(scratch: &Scratch, script: &str) -> ctr_tests::Output {
+    let (uid, gid) = (scratch.who.uid(), scratch.who.gid());
+    let tun = scratch.path("tun");
+    let setup = format!(
+        "test -e {0} || mknod {0} c 10 200; chmod 666 {0}; mount --bind {0} /dev/net/tun\n\
+         ip link set lo up; ip link add lan type veth peer name wan; ip link set wan up; ip address add 192.0.2.9/24 dev lan; ip link set lan up\n\
+         ip address add 198.51.100.1/32 dev lan; ip route add default via 192.0.2.1\n\
+         exec setpriv --reuid {uid} --regid {gid} --clear-groups bash -euc \"$1\"",
+        tun.display()
+    );
+    let root = Scratch::new(Who::Root);
+    let mut command = root.command("unshare");
+    command.args(["--net", "--mount", "sh", "-euc", &setup, "sh", script]);
+    command.env("CTR_STORE", scratch.store()).env("HOME", scratch.path("home")).current_dir(scratch.path(""));
+    finish(&mut command)
+}
+
+#[test]
+fn pasta_connects_with_ports_and_leaves_nothing() {
+    if !is_root() || !has("pasta") {
+        return;
+    }
+    for who in Who::all() {
+        let (scratch, image) = busybox(who);
+        // In through a published port and out to another address of the machine.
+        let inside = "ip route | grep -c default; (echo out; sleep 0.2) | busybox nc 198.51.100.1 7000; echo in | busybox nc -l -p 80";
+        let script = format!(
+            "busybox nc -l -p 7000 >got & listener=$!\n\
+             ctr-run --net pasta -p 127.0.0.1:8080:80 --dns 9.9.9.9 {image} sh -c '{inside}' >container &\n\
+             for i in $(seq 200); do read=$(busybox nc 127.0.0.1 8080 </dev/null || :); test \"$read\" && break; sleep 0.05; done\n\
+             echo \"$read\"; wait; cat got; head -n 1 container"
+        );
+        let output = on_a_machine(&scratch, &script);
+        assert_eq!(output.ok(), "in\nout\n1\n", "{who:?}: {}", output.stderr);
+        let busy = format!(
+            "busybox nc -l -p 8081 & listener=$!; sleep 0.2; ctr-run --net pasta -p 8081:80 {image} true || echo $?; kill $listener"
+        );
+        let output = on_a_machine(&scratch, &busy);
+        assert!(output.text() == "125\n" && output.stderr.contains("another program has this port"), "{output:?}");
+    }
+    let (scratch, image) = busybox(Who::User);
+    let output = on_a_machine(&scratch, &format!("ctr-run --net pasta -p 80:80 {image} true"));
+    output.fails(125, &["port 80", "(EACCES)", "net.ipv4.ip_unprivileged_port_start=80"]);
+}
