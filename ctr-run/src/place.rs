@@ -18,8 +18,9 @@ const KEPT: &str = "kept";
 pub struct Held {
     /// Where they are.
     pub place: Place,
-    lock: Lock,
+    _lock: Lock,
     layers: Vec<Lock>,
+    spare: PathBuf,
 }
 
 /// A name that no one else has: 12 hexadecimal digits.
@@ -38,19 +39,10 @@ pub fn take(store: &Store, name: &str, keep: bool, layers: &[PathBuf], skeleton:
     check_name(name)?;
     store.make(&store.containers())?;
     let place = Place { dir: store.containers().join(name) };
-    let lock = loop {
-        match fs::DirBuilder::new().mode(0o700).create(&place.dir) {
-            Ok(()) => {}
-            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {}
-            Err(error) => return Err(Error::call(format_args!("mkdir({:?}, 0700)", place.dir), error)),
-        }
-        match Lock::try_exclusive(&place.dir) {
-            Ok(Some(lock)) => break lock,
-            Ok(None) => return Err(running(&place.dir, name)),
-            // Another run swept it between the two calls.
-            Err(error) if error.errno() == Some(nix::errno::Errno::ENOENT) => {}
-            Err(error) => return Err(error),
-        }
+    let spare = store.spare();
+    let lock = match take_spare(&spare, &place.dir) {
+        Some(lock) => lock,
+        None => make(&place.dir, name)?,
     };
     let kept = place.dir.join(KEPT);
     if keep {
@@ -59,7 +51,33 @@ pub fn take(store: &Store, name: &str, keep: bool, layers: &[PathBuf], skeleton:
     build(&place.dir, skeleton)?;
     // Layers that only their own user namespace may open are still protected by the mount table.
     let layers = layers.iter().filter_map(|layer| Lock::try_shared(layer).ok().flatten()).collect();
-    Ok(Held { place, lock, layers })
+    Ok(Held { place, _lock: lock, layers, spare })
+}
+
+/// Makes and locks the directory `dir`, if it is not there yet. Error: the container `name` runs.
+fn make(dir: &Path, name: &str) -> Result<Lock> {
+    loop {
+        match fs::DirBuilder::new().mode(0o700).create(dir) {
+            Ok(()) => {}
+            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {}
+            Err(error) => return Err(Error::call(format_args!("mkdir({dir:?}, 0700)"), error)),
+        }
+        match Lock::try_exclusive(dir) {
+            Ok(Some(lock)) => return Ok(lock),
+            Ok(None) => return Err(running(dir, name)),
+            // Another run swept it between the two calls.
+            Err(error) if error.errno() == Some(nix::errno::Errno::ENOENT) => {}
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+/// The directories that a container left ([`Held::leave_spare`]), as `dir`: making new ones, and taking them away again,
+/// is what starting a container costs on a disk. `None` if there are none, or if `dir` is there already.
+fn take_spare(spare: &Path, dir: &Path) -> Option<Lock> {
+    // Who holds the lock is the only one to move it.
+    let lock = Lock::try_exclusive(spare).ok().flatten()?;
+    fs::rename(spare, dir).ok().map(|()| lock)
 }
 
 /// Makes what is not there yet of the skeleton.
@@ -106,11 +124,25 @@ impl Held {
     }
 
     /// Removes the directories, with the writable layer.
-    pub fn remove(self) -> Result<()> {
-        drop(self.layers);
-        remove_tree(&self.place.dir)?;
-        drop(self.lock);
+    pub fn remove(mut self) -> Result<()> {
+        self.layers.clear();
+        // The writable layer has the attributes that the container gave it: it is never used again.
+        remove_tree(&self.place.upper())?;
+        remove_tree(&self.place.work().join("work"))?;
+        if !self.leave_spare() {
+            remove_tree(&self.place.dir)?;
+        }
         Ok(())
+    }
+
+    /// Leaves the directories for the next container, if they are as they were made: the kernel's and the mount's own, that
+    /// nothing in a container can reach. One container's are kept.
+    fn leave_spare(&self) -> bool {
+        let entries = |dir: &Path| fs::read_dir(dir).map_or(usize::MAX, Iterator::count);
+        entries(&self.place.dir) == 2
+            && entries(&self.place.root()) == 0
+            && entries(&self.place.work()) == 0
+            && fs::rename(&self.place.dir, &self.spare).is_ok()
     }
 }
 
@@ -173,4 +205,40 @@ pub fn remove(store: &Store, name: &str) -> Result<()> {
 
 fn directories(store: &Store) -> Vec<PathBuf> {
     fs::read_dir(store.containers()).into_iter().flatten().flatten().map(|entry| entry.path()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::MetadataExt;
+
+    fn taken(store: &Store, name: &str) -> Held {
+        let directories = ["upper", "work", "root"].map(PathBuf::from).to_vec();
+        take(store, name, false, &[], &Skeleton { directories, links: Vec::new() }).unwrap()
+    }
+
+    fn inode(path: PathBuf) -> u64 {
+        path.metadata().unwrap().ino()
+    }
+
+    #[test]
+    fn what_a_container_cannot_reach_serves_the_next_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::at(Some(dir.path())).unwrap();
+        let [one, two] = ["one", "two"].map(|name| taken(&store, name));
+        fs::write(one.place.upper().join("file"), "").unwrap();
+        fs::create_dir(one.place.work().join("work")).unwrap();
+        let used = inode(one.place.work());
+        one.remove().unwrap();
+        two.remove().unwrap();
+        assert_eq!(directories(&store), Vec::<PathBuf>::new());
+
+        let next = taken(&store, "next");
+        assert_eq!(inode(next.place.work()), used);
+        assert_eq!(fs::read_dir(next.place.upper()).unwrap().count(), 0);
+        assert!(take(&store, "next", false, &[], &Skeleton::default()).is_err(), "it is held");
+        fs::write(next.place.root().join("odd"), "").unwrap();
+        next.remove().unwrap();
+        assert!(!store.spare().exists());
+    }
 }
