@@ -95,6 +95,9 @@ fn parse_line(line: &[u8]) -> Option<Mount> {
 
 /// Undoes the kernel's octal escapes (`\040` is a space).
 pub fn unescape(word: &[u8]) -> OsString {
+    if !word.contains(&b'\\') {
+        return OsString::from_vec(word.to_vec());
+    }
     let mut out = Vec::with_capacity(word.len());
     let mut at = 0;
     while at < word.len() {
