@@ -41,6 +41,8 @@ use std::ffi::OsString;
 use std::path::Path;
 use tty::{Manner, Terminal};
 
+pub use seccomp::written_default_profile as default_seccomp;
+
 /// The tool.
 pub const TOOL: chain::Tool = chain::Tool { name: "ns-enter", command: cli::command, run };
 

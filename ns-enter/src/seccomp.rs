@@ -11,6 +11,7 @@ mod oci;
 mod profile;
 #[cfg(test)]
 mod tests;
+mod written;
 
 use bpf::{ALLOW_NOW, Program};
 use chain::error::{Error, Result};
@@ -19,6 +20,8 @@ use chain::trace;
 use nix::errno::Errno;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
+
+pub use written::default_profile as written_default_profile;
 
 include!(concat!(env!("OUT_DIR"), "/default.rs"));
 
