@@ -157,7 +157,7 @@ impl Container {
             no_new_privileges: document.flag("process/noNewPrivileges")?.unwrap_or(true),
             seccomp: "default".into(),
             masks: true,
-            ulimits: Vec::new(),
+            ulimits: ulimits_of(&document)?,
             tty: document.flag("process/terminal")?.unwrap_or(false),
             init: false,
             verbose: false,
@@ -370,6 +370,19 @@ fn capabilities_of(document: &Document) -> Result<Vec<String>> {
         return Ok(DEFAULT_CAPABILITIES.map(str::to_string).to_vec());
     }
     Ok(document.texts("process/capabilities/bounding")?.into_iter().map(str::to_string).collect())
+}
+
+fn ulimits_of(document: &Document) -> Result<Vec<String>> {
+    let limit = |entry: &Value| {
+        let wrong = || Error::new("process.rlimits: not a type with soft and hard numbers");
+        let name = entry["type"].as_str().and_then(|name| name.strip_prefix("RLIMIT_")).ok_or_else(wrong)?;
+        let number = |name: &str| match entry[name].as_u64() {
+            Some(u64::MAX) => Ok("max".to_string()),
+            other => other.map(|number| number.to_string()).ok_or_else(wrong),
+        };
+        Ok(format!("{}={}:{}", name.to_ascii_lowercase(), number("soft")?, number("hard")?))
+    };
+    document.list("process/rlimits")?.iter().map(limit).collect()
 }
 
 fn sysctls_of(document: &Document) -> Result<Vec<String>> {

@@ -57,6 +57,9 @@ fn start(chain: &mut Chain, cli: &Cli, store: &Store) -> Result<Outcome> {
     };
     let document = source::document(&source, cli, store)?;
     let mut container = Container::new(document, name, nix::unistd::geteuid().is_root())?;
+    if container.document.get("linux/seccomp").is_some() {
+        container.seccomp = source::file(&source)?.into_os_string();
+    }
     container.keep = cli.name.is_some() && !cli.rm;
     if container.hostname.is_none() && cli.hostname.is_none() {
         container.hostname = Some(container.name.clone());

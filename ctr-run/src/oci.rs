@@ -8,6 +8,7 @@ use chain::userns::{Maps, Range};
 use chain::{Error, Result, size};
 use serde_json::{Value, json};
 use std::ffi::OsString;
+use std::path::Path;
 
 /// Docker's documented defaults.
 const MASKED: [&str; 11] = [
@@ -30,6 +31,12 @@ const READ_ONLY: [&str; 5] = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys",
 /// Errors: arguments that are not UTF-8, which JSON cannot hold; a user by name that is not in the document; id maps that
 /// cannot be read.
 pub fn document(container: &Container) -> Result<Document> {
+    let given = container.connection.iter().chain(&container.waiting).filter_map(|option| option.to_str());
+    if let Some(option) = given.into_iter().find(|option| !option.starts_with("--stop-signal")) {
+        let option = option.split('=').next().unwrap_or(option);
+        return Err(Error::usage(format_args!("--print=oci: {option} has no place in an OCI configuration"))
+            .hint("it is the runtime's own: pasta, its process file, how it is stopped"));
+    }
     let mut document = container.document.clone();
     process(container, &mut document)?;
     document.set("root/readonly", container.read_only);
@@ -46,6 +53,18 @@ pub fn document(container: &Container) -> Result<Document> {
     if container.masks {
         document.set("linux/maskedPaths", json!(MASKED));
         document.set("linux/readonlyPaths", json!(READ_ONLY));
+    }
+    match container.seccomp.to_str() {
+        Some("none") => drop(document.remove("linux/seccomp")),
+        Some("default") => {
+            let kept = crate::capabilities::listed(&container.capabilities);
+            document.set("linux/seccomp", ns_enter::default_seccomp(&kept)?);
+        }
+        _ => {
+            let file = Document::read(Path::new(&container.seccomp))?;
+            let profile = file.get("linux/seccomp").cloned();
+            document.set("linux/seccomp", profile.unwrap_or_else(|| file.members().clone().into()));
+        }
     }
     for sysctl in &container.sysctls {
         let (name, value) = sysctl.split_once('=').unwrap_or((sysctl, ""));
@@ -70,7 +89,9 @@ fn process(container: &Container, document: &mut Document) -> Result<()> {
     let root = document.number("process/user/uid")? == Some(0);
     let in_force = if root { kept.clone() } else { Vec::new() };
     document.set("process/capabilities", json!({"bounding": kept, "effective": in_force, "permitted": in_force}));
-    let limits: Vec<Value> = container.ulimits.iter().filter_map(|limit| rlimit(limit)).collect();
+    let wrong = |limit: &String| Error::usage(format_args!("limit {limit:?}: not NAME=SOFT[:HARD]"));
+    let limits = container.ulimits.iter().map(|limit| rlimit(limit).ok_or_else(|| wrong(limit)));
+    let limits: Vec<Value> = limits.collect::<Result<_>>()?;
     if !limits.is_empty() {
         document.set("process/rlimits", limits);
     }
@@ -96,7 +117,10 @@ fn user(container: &Container, document: &mut Document) -> Result<()> {
 fn rlimit(limit: &str) -> Option<Value> {
     let (name, values) = limit.split_once('=')?;
     let (soft, hard) = values.split_once(':').unwrap_or((values, values));
-    let number = |text: &str| if matches!(text, "unlimited" | "-1") { Some(u64::MAX) } else { text.parse().ok() };
+    let number = |text: &str| match text {
+        "unlimited" | "-1" => Some(u64::MAX),
+        other => size::parse_limit(other).ok().map(|limit| limit.unwrap_or(u64::MAX)),
+    };
     Some(json!({"type": format!("RLIMIT_{}", name.to_ascii_uppercase()), "soft": number(soft)?, "hard": number(hard)?}))
 }
 

@@ -4,7 +4,7 @@ use crate::cli::{Cli, Source};
 use chain::document::{Document, path_text};
 use chain::link::apart;
 use chain::store::Store;
-use chain::{Result, ResultExt};
+use chain::{Error, Result, ResultExt};
 use nix::fcntl::OFlag;
 use nix::unistd::pipe2;
 use serde_json::json;
@@ -48,6 +48,19 @@ fn bundle(dir: &Path) -> Result<Document> {
     let root = root.canonicalize().call(format_args!("open({root:?})"))?;
     document.set("root/path", path_text(&root)?);
     Ok(document)
+}
+
+/// The file that the document of `source` is in, absolute, for what a link has to read itself. Error: it is none.
+pub fn file(source: &Source) -> Result<PathBuf> {
+    let path = match source {
+        Source::Bundle(dir) => dir.join("config.json"),
+        Source::Document(path) if path != Path::new("-") => path.clone(),
+        _ => {
+            return Err(Error::new("the document has a seccomp profile, and comes from no file")
+                .hint("save it and name it with --from FILE"));
+        }
+    };
+    path.canonicalize().call(format_args!("open({path:?})"))
 }
 
 /// What `img-unpack` prints. It runs in a child, since it has threads, needs memory and, for an ordinary user, enters a user
