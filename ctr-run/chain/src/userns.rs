@@ -14,7 +14,7 @@ use nix::unistd::{Pid, Uid, getegid, geteuid, getpid, pipe2};
 use std::fmt::Write as _;
 use std::fs;
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 
 /// One line of a map: `count` ids from `inner` (inside) are `outer` (outside) and up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -118,8 +118,10 @@ impl Maps {
             write_file(&format!("/proc/{pid}/uid_map"), &lines(&self.users))?;
             return write_file(&format!("/proc/{pid}/gid_map"), &lines(&self.groups));
         }
-        run_helper("newuidmap", pid, &self.users)?;
-        run_helper("newgidmap", pid, &self.groups)
+        // Both at once: they take as long as all else that a user's container needs to start.
+        let users = Helper::start("newuidmap", pid, &self.users)?;
+        let groups = Helper::start("newgidmap", pid, &self.groups);
+        users.finish().and(groups.and_then(Helper::finish))
     }
 }
 
@@ -308,28 +310,44 @@ fn write_file(path: &str, text: &str) -> Result<()> {
     })
 }
 
-fn run_helper(program: &str, pid: Pid, ranges: &[Range]) -> Result<()> {
-    let mut arguments = vec![pid.to_string()];
-    arguments.extend(
-        ranges.iter().flat_map(|range| [range.inner, range.outer, range.count]).map(|number| number.to_string()),
-    );
-    let shown = arguments.join(" ");
-    note(format_args!("{program} {shown}"));
-    let output = Command::new(program).args(&arguments).stdin(Stdio::null()).output();
-    let output = output.call(format_args!("{program}({shown})")).map_err(|error| match error.errno() {
-        Some(Errno::ENOENT) => {
-            error.hint("install newuidmap and newgidmap (package uidmap), or use --map-root for a single id")
-        }
-        _ => error,
-    })?;
-    if output.status.success() {
-        return Ok(());
+/// A set-user-id program that writes one of the maps.
+struct Helper {
+    program: &'static str,
+    shown: String,
+    child: Child,
+}
+
+impl Helper {
+    fn start(program: &'static str, pid: Pid, ranges: &[Range]) -> Result<Self> {
+        let mut arguments = vec![pid.to_string()];
+        arguments.extend(
+            ranges.iter().flat_map(|range| [range.inner, range.outer, range.count]).map(|number| number.to_string()),
+        );
+        let shown = arguments.join(" ");
+        note(format_args!("{program} {shown}"));
+        let mut command = Command::new(program);
+        command.args(&arguments).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+        let child = command.spawn().call(format_args!("{program}({shown})")).map_err(|error| match error.errno() {
+            Some(Errno::ENOENT) => {
+                error.hint("install newuidmap and newgidmap (package uidmap), or use --map-root for a single id")
+            }
+            _ => error,
+        })?;
+        Ok(Helper { program, shown, child })
     }
-    let said = String::from_utf8_lossy(&output.stderr).trim().to_string();
-    Err(Error::new(format_args!("{program}({shown}): {}: {said}", output.status)).hint(format_args!(
-        "{program} needs its set-user-id bit, and a line for this user in /etc/sub{}",
-        &program[3..6]
-    )))
+
+    fn finish(self) -> Result<()> {
+        let Helper { program, shown, child } = self;
+        let output = child.wait_with_output().call(format_args!("{program}({shown})"))?;
+        if output.status.success() {
+            return Ok(());
+        }
+        let said = String::from_utf8_lossy(&output.stderr).trim().to_string();
+        Err(Error::new(format_args!("{program}({shown}): {}: {said}", output.status)).hint(format_args!(
+            "{program} needs its set-user-id bit, and a line for this user in /etc/sub{}",
+            &program[3..6]
+        )))
+    }
 }
 
 #[cfg(test)]
