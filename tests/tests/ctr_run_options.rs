@@ -167,13 +167,13 @@ fn pasta_connects_with_ports_and_leaves_nothing() {
         // In through a published port and out to another address of the machine.
         let inside = "ip route | grep -c default; (echo out; sleep 0.2) | busybox nc 198.51.100.1 7000; echo in | busybox nc -l -p 80";
         let script = format!(
-            "busybox nc -l -p 7000 >got & listener=$!\n\
+            "busybox nc -l -p 7000 -e head -n 1 &\n\
              ctr-run --net pasta -p 127.0.0.1:8080:80 --dns 9.9.9.9 {image} sh -c '{inside}' >container &\n\
-             for i in $(seq 200); do read=$(busybox nc 127.0.0.1 8080 </dev/null || :); test \"$read\" && break; sleep 0.05; done\n\
-             echo \"$read\"; wait; cat got; head -n 1 container"
+             for i in $(seq 200); do read -rt 5 read 2>/dev/null </dev/tcp/127.0.0.1/8080 && break; sleep 0.05; done\n\
+             echo \"$read\"; wait; head -n 2 container"
         );
         let output = on_a_machine(&scratch, &script);
-        assert_eq!(output.ok(), "in\nout\n1\n", "{who:?}: {}", output.stderr);
+        assert_eq!(output.ok(), "in\n1\nout\n", "{who:?}: {}", output.stderr);
         let busy = format!(
             "busybox nc -l -p 8081 & listener=$!; sleep 0.2; ctr-run --net pasta -p 8081:80 {image} true || echo $?; kill $listener"
         );
@@ -183,4 +183,41 @@ fn pasta_connects_with_ports_and_leaves_nothing() {
     let (scratch, image) = busybox(Who::User);
     let output = on_a_machine(&scratch, &format!("ctr-run --net pasta -p 80:80 {image} true"));
     output.fails(125, &["port 80", "(EACCES)", "net.ipv4.ip_unprivileged_port_start=80"]);
+}
+
+/// What a container is to the kernel, in lines.
+const PROBE: &str = "grep -E '^(NoNewPrivs|Cap...|Seccomp):' /proc/self/status; hostname; pwd; id -u; id -g; env | sort; ulimit -n; \
+                     cut -d' ' -f2 /proc/mounts | sort; ls /dev; touch /proc/sys/kernel/hostname 2>&1; true";
+
+#[test]
+fn runc_makes_the_same_of_the_printed_configuration() {
+    if !is_root() || !has("runc") {
+        return;
+    }
+    let (scratch, image) = busybox(Who::Root);
+    let words =
+        ["-e", "A=1", "-w", "/tmp", "--ulimit", "nofile=100:200", "--cap-drop", "CHOWN", &image, "sh", "-c", PROBE];
+    let ours = finish(scratch.command("ctr-run").args(["--name", scratch.token(), "--rm"]).args(words)).ok();
+    let printed = finish(scratch.command("ctr-run").args(["--name", scratch.token(), "--print=oci"]).args(words)).ok();
+    scratch.write("printed.json", printed);
+    scratch.mkdir("bundle");
+    let script = format!(
+        "layer-mount --from printed.json --scratch mnt >bundle/config.json; runc --root state run -b bundle {}",
+        scratch.token()
+    );
+    scratch.mkdir("mnt");
+    let theirs = finish(scratch.command("unshare").args(["--mount", "sh", "-euc", &script])).ok();
+    assert_eq!(ours, theirs);
+}
+
+#[test]
+fn a_bundle_of_runc_runs() {
+    if !is_root() || !has("runc") {
+        return;
+    }
+    let scratch = Scratch::new(Who::Root);
+    ctr_tests::rootfs::make(&scratch, "bundle/rootfs");
+    scratch.sh("cd bundle; runc spec; sed -i 's/\"sh\"/\"sh\", \"-c\", \"hostname; ulimit -n; touch \\/x || echo read-only\"/; s/\"terminal\": true/\"terminal\": false/' config.json").ok();
+    let ours = scratch.run("ctr-run", ["--bundle", "bundle"]);
+    assert_eq!(ours.ok(), "runc\n1024\nread-only\n", "{}", ours.stderr);
 }
