@@ -77,6 +77,7 @@ fn make(dir: &Path, name: &str) -> Result<Lock> {
 fn take_spare(spare: &Path, dir: &Path) -> Option<Lock> {
     // Who holds the lock is the only one to move it.
     let lock = Lock::try_exclusive(spare).ok().flatten()?;
+    lock.file().metadata().ok().filter(fs::Metadata::is_dir)?;
     fs::rename(spare, dir).ok().map(|()| lock)
 }
 
