@@ -31,11 +31,14 @@ const READ_ONLY: [&str; 5] = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys",
 /// Errors: arguments that are not UTF-8, which JSON cannot hold; a user by name that is not in the document; id maps that
 /// cannot be read.
 pub fn document(container: &Container) -> Result<Document> {
-    let given = container.connection.iter().chain(&container.waiting).filter_map(|option| option.to_str());
+    let own_name = |option: &&OsString| option.to_string_lossy().ends_with(":127.0.1.1");
+    let names = container.names.iter().filter(|option| !own_name(option));
+    let names = names.filter(|option| !option.to_string_lossy().starts_with("--resolv-conf"));
+    let given = container.connection.iter().chain(&container.waiting).chain(names).filter_map(|option| option.to_str());
     if let Some(option) = given.into_iter().find(|option| !option.starts_with("--stop-signal")) {
         let option = option.split('=').next().unwrap_or(option);
         return Err(Error::usage(format_args!("--print=oci: {option} has no place in an OCI configuration"))
-            .hint("it is the runtime's own: pasta, its process file, how it is stopped"));
+            .hint("it takes files or processes beside the runtime: leave it out"));
     }
     let mut document = container.document.clone();
     process(container, &mut document)?;

@@ -98,6 +98,8 @@ fn what_cannot_be_is_refused_in_words() {
         fails(&["--stop-signal", "NOPE"], &["signal \"NOPE\"", "signal(7)"]);
         fails(&["--security-opt", "apparmor=x"], &["apparmor=x", "seccomp="]);
         fails(&["--pidfile", "/no/such/dir/pid"], &["/no/such/dir/pid", "(ENOENT)"]);
+        fails(&["--print=oci", "--dns", "9.9.9.9"], &["--print=oci: --dns has no place"]);
+        fails(&["--print=oci", "--net", "pasta"], &["--print=oci: --pasta has no place"]);
         scratch.write("cid", "");
         fails(&["--cidfile", "cid"], &["\"cid\"", "(EEXIST)"]);
     }
