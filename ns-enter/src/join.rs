@@ -172,7 +172,8 @@ struct Checks(OwnedFd);
 impl Checks {
     fn open() -> Result<Self> {
         let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
-        let path = format!("/proc/{}/ns", nix::unistd::getpid());
+        // By number: the link "self" would lead nowhere once another PID namespace is joined.
+        let path = format!("/proc/{}/ns", process::own_number_in_proc());
         nix::fcntl::open(path.as_str(), flags, Mode::empty()).call(format_args!("open({path:?})")).map(Checks)
     }
 

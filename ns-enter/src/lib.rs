@@ -198,6 +198,9 @@ fn enter_root(chain: &mut Chain, request: &Request, manner: Option<Manner>) -> R
     if let Some(terminal) = terminal {
         terminal.take(chain)?;
     }
+    if request.root.is_some() {
+        chain.leave_links();
+    }
     Ok(None)
 }
 

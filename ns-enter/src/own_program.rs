@@ -1,21 +1,20 @@
 //! COMMAND must not be this very program.
 //!
-//! An image can make its COMMAND, or the interpreter of its COMMAND, a link to /proc/self/exe. The kernel would then start
+//! An image can make its COMMAND, or the interpreter or loader of its COMMAND, a link to /proc/self/exe. The kernel would then start
 //! this tool's own file inside, from where it could be overwritten once it has ended (CVE-2019-5736).
 
 use chain::{Chain, Error, Result};
 use nix::errno::Errno;
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsString;
 use std::fs;
 use std::io::Read;
-use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 /// As deep as the kernel follows `#!` lines.
 const MAX_INTERPRETERS: u32 = 5;
-/// As much as the kernel reads of a `#!` line.
-const LINE: u64 = 256;
+/// Where a file says what runs it.
+const HEAD: u64 = 1 << 16;
 
 /// Which file this program is.
 pub struct Identity(Option<(u64, u64)>);
@@ -49,11 +48,9 @@ impl Identity {
     }
 }
 
-/// The program that the `#!` line of a regular file names.
+/// What the kernel would start to run this regular file.
 fn interpreter(path: &Path) -> Option<PathBuf> {
     let mut head = Vec::new();
-    fs::File::open(path).ok()?.take(LINE).read_to_end(&mut head).ok()?;
-    let line = head.strip_prefix(b"#!")?.split(|&b| b == b'\n').next()?;
-    let word = line.trim_ascii_start().split(|&b| b == b' ' || b == b'\t').next()?;
-    (!word.is_empty()).then(|| Path::new(OsStr::from_bytes(word)).to_path_buf())
+    fs::File::open(path).ok()?.take(HEAD).read_to_end(&mut head).ok()?;
+    chain::link::interpreter(&head).map(PathBuf::from)
 }

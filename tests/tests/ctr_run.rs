@@ -379,3 +379,31 @@ fn an_image_from_stdin_and_a_reference_in_the_store() {
         scratch.run("ctr-run", ["busy:2", "true"]).fails(125, &["busy:2"]);
     }
 }
+
+#[test]
+fn an_init_gives_nothing_of_the_host_away() {
+    for who in Who::all() {
+        let (scratch, image) = busybox(who);
+        let script = "tr '\\0' '\\n' 2>/dev/null </proc/1/environ | grep -c SECRET; chmod 4777 /proc/1/exe 2>/dev/null && echo changed; readlink /proc/1/exe; true";
+        let mut command = scratch.command("ctr-run");
+        let output = finish(command.env("SECRET", "x").args(["--init", &image, "sh", "-c", script]));
+        assert_eq!(output.ok(), "0\n", "{who:?}");
+    }
+}
+
+#[test]
+fn a_command_with_a_tools_name_is_the_roots_own() {
+    for who in Who::all() {
+        let (scratch, image) = busybox(who);
+        scratch.run("ctr-run", [&image, "ns-enter", "--version"]).fails(127, &["ns-enter", "(ENOENT)"]);
+    }
+}
+
+#[test]
+fn a_caller_that_ignores_its_children_is_no_hindrance() {
+    for who in Who::all() {
+        let (scratch, image) = busybox(who);
+        let args = ["--ignore-signal=CHLD", "ctr-run", &image, "sh", "-c", "echo fine"];
+        assert_eq!(scratch.run("env", args).ok(), "fine\n", "{who:?}");
+    }
+}

@@ -1036,3 +1036,15 @@ fn a_chain_of_processes_does_what_one_call_does() {
         assert_eq!(scratch.run("ns-enter", words).ok(), one, "{:?}", scratch.who);
     }
 }
+
+#[test]
+fn ids_are_mapped_where_proc_is_another_namespaces() {
+    for who in Who::all() {
+        let scratch = Scratch::new(who);
+        let outer = if who == Who::User { "--user --map-root --pid" } else { "--pid" };
+        for inner in ["--user", "--user --pid", "--user --time"] {
+            let text = scratch.sh(&format!("ns-enter {outer} -- ns-enter {inner} -- id -u")).ok();
+            assert_eq!(text, "0\n", "{who:?} {inner}");
+        }
+    }
+}

@@ -11,6 +11,7 @@ use nix::dir::Dir;
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, OFlag, RenameFlags, openat, renameat2};
 use nix::sched::CloneFlags;
+use nix::sys::signal::Signal;
 use nix::sys::stat::{FchmodatFlags, Mode, SFlag, fchmodat, fstatat};
 use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::{UnlinkatFlags, geteuid, unlinkat};
@@ -122,17 +123,21 @@ fn entries(dir: &OwnedFd) -> Result<Vec<OsString>, Errno> {
 
 fn remove_in_user_namespace(path: &Path) -> Result<()> {
     let maps = Maps::auto()?;
-    match process::clone3(0).call(format_args!("clone3(0)"))? {
+    // With an inherited "ignore" there would be nothing to wait for.
+    let child_ended = process::default_action(Signal::SIGCHLD);
+    let ended = match process::clone3(0).call(format_args!("clone3(0)"))? {
         Side::Child => {
             let removed = userns::enter(CloneFlags::CLONE_NEWUSER, &maps).and_then(|()| remove_here(path));
             std::process::exit(removed.map_or_else(|error| crate::tool::report(&error), |()| 0).into());
         }
-        Side::Parent(pid, _) => match waitpid(pid, None).call(format_args!("waitpid({pid})"))? {
-            WaitStatus::Exited(_, 0) => Ok(()),
-            // It has said why.
-            WaitStatus::Exited(_, status) if status == i32::from(FAILED) => Err(Error::said()),
-            other => Err(Error::new(format_args!("the helper that removes {path:?} ended: {other:?}"))),
-        },
+        Side::Parent(pid, _) => waitpid(pid, None).call(format_args!("waitpid({pid})")),
+    };
+    child_ended.restore();
+    match ended? {
+        WaitStatus::Exited(_, 0) => Ok(()),
+        // It has said why.
+        WaitStatus::Exited(_, status) if status == i32::from(FAILED) => Err(Error::said()),
+        other => Err(Error::new(format_args!("the helper that removes {path:?} ended: {other:?}"))),
     }
 }
 

@@ -10,7 +10,7 @@ use nix::fcntl::OFlag;
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::signal::Signal;
 use nix::sys::wait::{WaitStatus, waitpid};
-use nix::unistd::{Pid, Uid, getegid, geteuid, getpid, pipe2};
+use nix::unistd::{Pid, Uid, getegid, geteuid, pipe2};
 use std::fmt::Write as _;
 use std::fs;
 use std::path::Path;
@@ -172,7 +172,7 @@ pub fn enter(flags: CloneFlags, maps: &Maps) -> Result<()> {
 
 fn enter_with_helper(flags: CloneFlags, maps: &Maps) -> Result<()> {
     let (reader, writer) = pipe2(OFlag::O_CLOEXEC).call(format_args!("pipe2()"))?;
-    let target = getpid();
+    let target = process::own_number_in_proc();
     let helper = match process::clone3(0).call(format_args!("clone3(0)"))? {
         Side::Child => {
             drop(writer);

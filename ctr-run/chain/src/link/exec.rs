@@ -140,6 +140,11 @@ fn wrong_format(head: &[u8]) -> String {
     "it is text without a #! line".into()
 }
 
+/// See [`super::interpreter`].
+pub fn interpreter(head: &[u8]) -> Option<OsString> {
+    shebang(head).or_else(|| elf_interpreter(head))
+}
+
 /// The interpreter of a `#!` line.
 fn shebang(head: &[u8]) -> Option<OsString> {
     let line = head.strip_prefix(b"#!")?.split(|&b| b == b'\n').next()?;

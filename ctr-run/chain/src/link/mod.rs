@@ -87,6 +87,11 @@ impl Chain {
         self.environment = Some(entries);
     }
 
+    /// From here on every COMMAND is executed: the root has been entered, and what has a tool's name in it is the root's own.
+    pub fn leave_links(&mut self) {
+        self.links = &[];
+    }
+
     /// The environment that COMMAND will have, as far as the links before have decided it.
     pub fn environment(&self) -> Vec<CString> {
         self.environment.clone().unwrap_or_else(crate::sys::process::environment)
@@ -153,6 +158,11 @@ impl Chain {
             hook(status);
         }
     }
+}
+
+/// What the kernel would start to run a file that begins with `head`: the program of its `#!` line, or its ELF loader.
+pub fn interpreter(head: &[u8]) -> Option<OsString> {
+    exec::interpreter(head)
 }
 
 /// Where `name` would be found: in `path` (`:`-separated, an empty part is the current directory) unless it has a slash.

@@ -71,7 +71,7 @@ const TERMINAL: u8 = b't';
 
 impl Chain {
     /// Splits. The child is in new namespaces if `flags` has `CLONE_NEW…`, and goes on when `prepare` (which has the
-    /// child's process number) has succeeded in the parent. The parent waits for the child, does what was asked for with
+    /// child's process number, as /proc has it) has succeeded in the parent. The parent waits for the child, does what was asked for with
     /// [`Chain::after`], and gives COMMAND's status.
     pub fn fork(&mut self, flags: u64, prepare: impl FnOnce(Pid) -> Result<()>) -> Result<Forked> {
         self.split(false, flags, prepare)
@@ -80,6 +80,9 @@ impl Chain {
     /// Splits. The parent is COMMAND's init: as in [`Chain::fork`], and it reaps all processes that lose their parents, and
     /// closes all descriptors but the standard ones and what it waits with.
     pub fn stay_as_init(&mut self) -> Result<Forked> {
+        // What COMMAND starts has the init's identity: it shall not reach the init's program, a file of the host
+        // (CVE-2019-5736), nor its environment, the caller's. Executing COMMAND undoes this for COMMAND.
+        trace::op(format_args!("prctl(PR_SET_DUMPABLE, 0)"), || process::prctl(nix::libc::PR_SET_DUMPABLE, [0; 4]))?;
         if getpid().as_raw() != 1 {
             trace::op(format_args!("prctl(PR_SET_CHILD_SUBREAPER, 1)"), || {
                 process::prctl(nix::libc::PR_SET_CHILD_SUBREAPER, [1, 0, 0, 0])
@@ -137,7 +140,8 @@ impl Chain {
             None => Ok(()),
         };
         let tell = || descriptor::send(&own, b'g', &[]).call(format_args!("sendmsg(child)"));
-        let go = || prepare(pid).and_then(|()| note()).and_then(|()| tell());
+        let seen = process::number_in_proc(&pidfd).unwrap_or(pid);
+        let go = || prepare(seen).and_then(|()| note()).and_then(|()| tell());
         if let Err(error) = go() {
             let _ = process::pidfd_send_signal(&pidfd, Signal::SIGKILL as i32);
             let _ = waitpid(pid, None);
@@ -208,7 +212,8 @@ impl Chain {
     }
 }
 
-fn die_with_parent() -> Result<()> {
+/// Asks the kernel to kill this process when its parent ends (PR_SET_PDEATHSIG).
+pub fn die_with_parent() -> Result<()> {
     process::prctl(nix::libc::PR_SET_PDEATHSIG, [Signal::SIGKILL as u64, 0, 0, 0])
         .call(format_args!("prctl(PR_SET_PDEATHSIG, SIGKILL)"))?;
     Ok(())

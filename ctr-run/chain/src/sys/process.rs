@@ -108,6 +108,21 @@ pub fn pidfd_open(pid: Pid) -> Result<OwnedFd, Errno> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
 }
 
+/// The number by which /proc shows the process that `pidfd` is: that of the PID namespace which /proc was mounted in, which
+/// may be an outer one. `None` if it does not show it.
+pub fn number_in_proc(pidfd: impl AsFd) -> Option<Pid> {
+    let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", pidfd.as_fd().as_raw_fd())).ok()?;
+    let number = info.lines().find_map(|line| line.strip_prefix("Pid:"))?.trim().parse().ok()?;
+    (number > 0).then(|| Pid::from_raw(number))
+}
+
+/// The number by which /proc shows this process; its own if there is no /proc.
+pub fn own_number_in_proc() -> Pid {
+    let link = std::fs::read_link("/proc/self").ok();
+    let number = link.and_then(|link| link.to_str()?.parse().ok());
+    number.map_or_else(nix::unistd::getpid, Pid::from_raw)
+}
+
 /// Sends `signal` (a raw number, so that real-time signals pass) to the process that `pidfd` is.
 pub fn pidfd_send_signal(pidfd: impl AsFd, signal: i32) -> Result<(), Errno> {
     let fd = pidfd.as_fd().as_raw_fd();
