@@ -2,7 +2,6 @@
 
 use crate::layers::real_path;
 use chain::mountinfo::{self, Mount, Role, overlays_using};
-use chain::remove::remove_tree;
 use chain::trace::{note, op};
 use chain::{Error, Result, ResultExt};
 use nix::errno::Errno;
@@ -12,6 +11,7 @@ use nix::sys::stat::Mode;
 use std::ffi::OsStr;
 use std::fs;
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 /// How many of those who keep a mount busy are named.
@@ -146,8 +146,9 @@ fn use_of(pid: u32, point: &Path) -> Option<&'static str> {
     mapped.then_some("mapped file")
 }
 
-/// Removes what the kernel left in `work`, once no mount uses it: a directory of mode 000, and with --volatile its mark that
-/// the upper may not be written; so that is written first.
+/// Removes what the kernel left in `work`, once no mount uses it: a directory of mode 000 with a whiteout, and with --volatile
+/// its mark that the upper may not be written; so that is written first. The path may lead elsewhere since it was mounted, so
+/// nothing goes that has content; what stays, the next mount clears.
 fn tidy(upper: &Path, work: &Path, mount: &Mount) -> Result<()> {
     let in_use = |dir: &Path| -> Result<bool> {
         Ok(overlays_using(dir)?.iter().any(|user| matches!(user.role, Role::Upper | Role::Work)))
@@ -157,7 +158,8 @@ fn tidy(upper: &Path, work: &Path, mount: &Mount) -> Result<()> {
         return Ok(());
     }
     // (The second since Linux 6.18.)
-    if option_is_set(mount, b"volatile") || option_is_set(mount, b"fsync=volatile") {
+    let volatile = option_is_set(mount, b"volatile") || option_is_set(mount, b"fsync=volatile");
+    if volatile {
         match fs::File::open(upper) {
             Ok(file) => op(format_args!("syncfs({upper:?})"), || nix::unistd::syncfs(&file))?,
             // Nothing to be saved where there is no upper.
@@ -165,14 +167,43 @@ fn tidy(upper: &Path, work: &Path, mount: &Mount) -> Result<()> {
             Err(error) => return Err(Error::call(format_args!("open({upper:?})"), error)),
         }
     }
-    ["work", "index"].iter().try_for_each(|name| {
-        let path = work.join(name);
-        if path.symlink_metadata().is_ok() {
-            note(format_args!("remove({path:?})"));
-            remove_tree(&path)?;
+    let kernels = work.join("work");
+    for entry in fs::read_dir(&kernels).into_iter().flatten().flatten() {
+        // The kernel shares one whiteout between all that is removed, and leaves it.
+        if entry.metadata().is_ok_and(|stat| stat.file_type().is_char_device() && stat.rdev() == 0) {
+            remove(&entry.path(), |path| fs::remove_file(path))?;
         }
-        Ok(())
-    })
+    }
+    if volatile {
+        let mark = kernels.join("incompat/volatile/dirty");
+        if mark.symlink_metadata().is_ok_and(|stat| stat.is_file() && stat.len() == 0) {
+            remove(&mark, |path| fs::remove_file(path))?;
+        }
+        remove(&kernels.join("incompat/volatile"), remove_kernels)?;
+        remove(&kernels.join("incompat"), remove_kernels)?;
+    }
+    remove(&kernels, remove_kernels)?;
+    remove(&work.join("index"), remove_kernels)
+}
+
+/// Removes `path` with `how`; what is not there, not the kernel's or not empty is left.
+fn remove(path: &Path, how: fn(&Path) -> std::io::Result<()>) -> Result<()> {
+    use std::io::ErrorKind::{DirectoryNotEmpty, NotADirectory, NotFound};
+    match how(path) {
+        Ok(()) => note(format_args!("remove({path:?})")),
+        Err(error) if error.kind() == DirectoryNotEmpty => note(format_args!("{path:?} stays: it is not empty")),
+        Err(error) if matches!(error.kind(), NotFound | NotADirectory) => {}
+        Err(error) => return Err(Error::call(format_args!("remove({path:?})"), error)),
+    }
+    Ok(())
+}
+
+/// Removes an empty directory that has the mode 000 of those that the kernel makes.
+fn remove_kernels(path: &Path) -> std::io::Result<()> {
+    match path.symlink_metadata()?.mode() & 0o777 {
+        0 => fs::remove_dir(path),
+        _ => Ok(()),
+    }
 }
 
 fn option_is_set(mount: &Mount, name: &[u8]) -> bool {

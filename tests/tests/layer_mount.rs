@@ -384,6 +384,28 @@ fn undo_takes_the_mount_and_the_kernels_leftovers_and_never_the_upper() {
 }
 
 #[test]
+fn undo_removes_nothing_that_has_content() {
+    for who in Who::all() {
+        let scratch = layered(who);
+        // The path that mountinfo tells leads to another directory by now.
+        for mode in ["755", "0"] {
+            let text = format!(
+                "{BOTH} --upper upper --work work at >/dev/null; mv work old; mkdir -p work/work/incompat work/index
+                 echo precious >work/work/f; chmod {mode} work/work; layer-mount --undo at; ! {SHOW}
+                 chmod 755 work/work; cat work/work/f; ls work work/work; rm -r work; rm -rf old; mkdir work"
+            );
+            let out = script(&scratch, &text).ok();
+            assert_eq!(out, "precious\nwork:\nindex\nwork\n\nwork/work:\nf\nincompat\n");
+        }
+        // What was removed leaves a whiteout of the kernel's, which goes.
+        let text =
+            format!("{BOTH} --upper upper --work work --volatile at >/dev/null; rm at/f at/z; layer-mount --undo at");
+        script(&scratch, &text).ok();
+        assert_eq!(fs::read_dir(scratch.path("work")).unwrap().count(), 0);
+    }
+}
+
+#[test]
 fn undo_names_who_keeps_it_busy() {
     for who in Who::all() {
         let scratch = layered(who);
