@@ -1,6 +1,6 @@
 //! Arguments to request, without effects.
 
-use crate::request::{Action, Changes, Request, Upper};
+use crate::request::{Action, Changes, Request, Undo, Upper};
 use chain::{Error, Result};
 use clap::{CommandFactory, Parser};
 use std::ffi::OsString;
@@ -21,7 +21,7 @@ const OTHER: &str = "Instead of mounting";
 #[command(
     name = "layer-mount",
     version,
-    override_usage = "layer-mount [OPTIONS] AT [-- COMMAND [ARG]...]\n       layer-mount --undo [--lazy] AT\n       \
+    override_usage = "layer-mount [OPTIONS] AT [-- COMMAND [ARG]...]\n       layer-mount --undo [--lazy] [--from DOC] [--lower DIR]... AT\n       \
                       layer-mount --changes UPPER [--from DOC] [--lower DIR]... [--json]",
     after_help = "Example: layer-mount --lower base --lower app --scratch root -- ls root"
 )]
@@ -98,7 +98,7 @@ impl Cli {
         }
         let at = self.at.ok_or_else(|| Error::usage("no AT"))?;
         if self.undo {
-            return Ok(Action::Undo { at, lazy: self.lazy });
+            return Ok(Action::Undo(Undo { at, lazy: self.lazy, from: self.from, lower: self.lower }));
         }
         let upper = match (self.upper, self.work, self.scratch) {
             (Some(upper), Some(work), _) => Upper::Directory { upper, work },
@@ -179,8 +179,8 @@ mod tests {
     #[test]
     fn undo_takes_the_words_of_the_mount() {
         let words = ["--undo", "--lower", "a", "--scratch", "at"];
-        assert!(matches!(action(&words), Ok(Action::Undo { lazy: false, .. })));
-        assert!(matches!(action(&["--undo", "--lazy", "at"]), Ok(Action::Undo { lazy: true, .. })));
+        assert!(matches!(action(&words), Ok(Action::Undo(Undo { lazy: false, .. }))));
+        assert!(matches!(action(&["--undo", "--lazy", "at"]), Ok(Action::Undo(Undo { lazy: true, .. }))));
     }
 
     #[test]

@@ -36,8 +36,8 @@ fn run(chain: &mut Chain, args: &[OsString]) -> Result<Outcome, Stop> {
         Action::Mount(request) => Ok(mount(chain, &request)?),
         Action::Check(request) => Ok(check::check(&request)?),
         Action::Changes(request) => Ok(changes::list(&request)?),
-        Action::Undo { at, lazy } => {
-            undo::undo(&at, lazy)?;
+        Action::Undo(request) => {
+            undo::undo(&request)?;
             Ok(Outcome::Done)
         }
     }

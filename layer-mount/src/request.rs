@@ -13,12 +13,20 @@ pub enum Action {
     /// List what a writable layer changed.
     Changes(Changes),
     /// Unmount.
-    Undo {
-        /// What is mounted here.
-        at: PathBuf,
-        /// Even if it is busy; it goes when the last user does.
-        lazy: bool,
-    },
+    Undo(Undo),
+}
+
+/// An unmount.
+#[derive(Debug)]
+pub struct Undo {
+    /// What is mounted here.
+    pub at: PathBuf,
+    /// Even if it is busy; it goes when the last user does.
+    pub lazy: bool,
+    /// The document with the layers of the mount, to know a bind mount by.
+    pub from: Option<PathBuf>,
+    /// Its layers above those of the document, base first.
+    pub lower: Vec<PathBuf>,
 }
 
 /// A mount.

@@ -1,6 +1,7 @@
 //! Unmounting: what this tool mounted, and nothing else; and who keeps it busy.
 
 use crate::layers::real_path;
+use crate::request::Undo;
 use chain::mountinfo::{self, Mount, Role, overlays_using};
 use chain::trace::{note, op};
 use chain::{Error, Result, ResultExt};
@@ -17,23 +18,21 @@ use std::path::{Path, PathBuf};
 /// How many of those who keep a mount busy are named.
 const NAMED: usize = 5;
 
-/// Unmounts what is at `at`; nothing there is fine. With `lazy` also what is busy: it goes when its last user does.
+/// Unmounts what is at AT; nothing there is fine. With `lazy` also what is busy: it goes when its last user does.
 ///
-/// What the kernel left in the work directory is removed, the upper never is. Errors: something else is mounted there; busy,
-/// with who uses it.
-pub fn undo(at: &Path, lazy: bool) -> Result<()> {
-    let Some(mount) = mounted(at)? else { return Ok(()) };
-    if !ours(&mount) {
-        return Err(Error::new(format_args!(
-            "what is mounted at {:?} is {} ({:?}), not a mount of layer-mount",
-            mount.point, mount.fs_type, mount.source
-        ))
-        .hint("umount takes it away"));
+/// What the kernel left in the work directory is removed, the upper never is. Errors: something else is mounted there, or what
+/// cannot be known as ours; busy, with who uses it.
+pub fn undo(request: &Undo) -> Result<()> {
+    let Some(mount) = mounted(&request.at)? else { return Ok(()) };
+    if !is_union(&mount) {
+        expect_layer(&mount, request)?;
     }
     let (upper, work) = (option(&mount, b"upperdir"), option(&mount, b"workdir"));
-    unmount(&mount, lazy)?;
+    unmount(&mount, request.lazy)?;
     match (upper, work) {
-        (Some(upper), Some(work)) if upper.is_absolute() && work.is_absolute() => tidy(&upper, &work, &mount),
+        (Some(upper), Some(work)) if is_union(&mount) && upper.is_absolute() && work.is_absolute() => {
+            tidy(&upper, &work, &mount)
+        }
         _ => Ok(()),
     }
 }
@@ -50,14 +49,37 @@ fn mounted(at: &Path) -> Result<Option<Mount>> {
     Ok(mountinfo::read("self")?.into_iter().rfind(|mount| mount.point == point))
 }
 
-/// Unions bear our name; of a single layer all that is left is a read-only mount of a directory.
-fn ours(mount: &Mount) -> bool {
-    let read_only = mount.options.split(',').any(|option| option == "ro");
-    match mount.fs_type.as_str() {
+/// Whether this is a union of ours: it bears our name, which fuse-overlayfs cannot be given. A part of one is someone's bind.
+fn is_union(mount: &Mount) -> bool {
+    let named = match mount.fs_type.as_str() {
         "overlay" => mount.source == "layer-mount",
-        "fuse.fuse-overlayfs" => true,
-        "proc" | "sysfs" | "cgroup" | "cgroup2" | "devpts" => false,
-        _ => read_only,
+        other => other == "fuse.fuse-overlayfs",
+    };
+    named && mount.root == Path::new("/")
+}
+
+/// A bind mount of a single layer bears no name: it is ours if it is read-only, and of the layer that is given.
+fn expect_layer(mount: &Mount, request: &Undo) -> Result<()> {
+    let point = &mount.point;
+    let foreign = |what: &str| {
+        let (kind, source) = (&mount.fs_type, &mount.source);
+        Error::new(format_args!("what is mounted at {point:?} is {kind} ({source:?}), {what}"))
+    };
+    if !mount.options.split(',').any(|option| option == "ro") {
+        return Err(foreign("not a mount of layer-mount").hint("umount takes it away"));
+    }
+    let (layers, _) = crate::layers_of(request.from.as_deref(), &request.lower)?;
+    let Some(layer) = layers.last() else {
+        return Err(foreign("read-only, and bears no name to know whose it is")
+            .hint("name its layer with --lower or --from, or umount it"));
+    };
+    let identity = |path: &Path| -> Result<(u64, u64)> {
+        let stat = fs::metadata(path).call(format_args!("stat({path:?})"))?;
+        Ok((stat.dev(), stat.ino()))
+    };
+    match identity(layer)? == identity(point)? {
+        true => Ok(()),
+        false => Err(foreign(&format!("not a mount of layer-mount of {layer:?}")).hint("umount takes it away")),
     }
 }
 
@@ -219,12 +241,29 @@ mod tests {
     }
 
     #[test]
-    fn only_our_mounts() {
-        assert!(ours(&mount("1 1 0:9 / /m rw - overlay layer-mount rw")));
-        assert!(!ours(&mount("1 1 0:9 / /m ro - overlay overlay ro")));
-        assert!(ours(&mount("1 1 8:1 /layer /m ro,relatime - ext4 /dev/sda rw")));
-        assert!(!ours(&mount("1 1 8:1 /layer /m rw,relatime - ext4 /dev/sda rw")));
-        assert!(!ours(&mount("1 1 0:5 / /m ro - proc proc rw")));
+    fn only_our_unions() {
+        assert!(is_union(&mount("1 1 0:9 / /m rw - overlay layer-mount rw")));
+        assert!(!is_union(&mount("1 1 0:9 /part /m ro - overlay layer-mount rw")));
+        assert!(!is_union(&mount("1 1 0:9 / /m ro - overlay overlay ro")));
+        assert!(!is_union(&mount("1 1 8:1 /layer /m ro,relatime - ext4 /dev/sda rw")));
+    }
+
+    #[test]
+    fn a_bind_is_known_by_its_layer() {
+        let dir = tempfile::tempdir().unwrap();
+        let [layer, other] = ["layer", "other"].map(|name| dir.path().join(name));
+        std::fs::create_dir(&layer).unwrap();
+        std::fs::create_dir(&other).unwrap();
+        let at = |options: &str, lower: &[&PathBuf]| {
+            let mount = mount(&format!("1 1 8:1 /layer {} {options} - ext4 /dev/sda rw", layer.display()));
+            let lower = lower.iter().map(PathBuf::from).collect();
+            let request = Undo { at: layer.clone(), lazy: false, from: None, lower };
+            expect_layer(&mount, &request).map_err(|error| error.to_string())
+        };
+        at("ro,relatime", &[&layer]).unwrap();
+        assert!(at("rw,relatime", &[&layer]).unwrap_err().contains("not a mount of layer-mount"));
+        assert!(at("ro,relatime", &[]).unwrap_err().contains("--lower"));
+        assert!(at("ro,relatime", &[&other]).unwrap_err().contains("not a mount of layer-mount of"));
     }
 
     #[test]
@@ -238,7 +277,8 @@ mod tests {
     #[test]
     fn nothing_there_is_undone() {
         let dir = tempfile::tempdir().unwrap();
-        undo(dir.path(), false).unwrap();
-        undo(&dir.path().join("none"), false).unwrap();
+        for at in [dir.path().to_path_buf(), dir.path().join("none")] {
+            undo(&Undo { at, lazy: false, from: None, lower: Vec::new() }).unwrap();
+        }
     }
 }

@@ -372,14 +372,35 @@ fn undo_takes_the_mount_and_the_kernels_leftovers_and_never_the_upper() {
         assert_eq!(script(&scratch, &undo).ok(), "");
         assert_eq!(fs::read_dir(scratch.path("work")).unwrap().count(), 0);
         assert_eq!(fs::read_to_string(scratch.path("upper/mine")).unwrap(), "x\n");
-        for mount in ["layer-mount --lower a", BOTH, "layer-mount --lower a --scratch"] {
-            script(&scratch, &format!("{mount} at >/dev/null; layer-mount --undo at; ! {SHOW}")).ok();
+        for (mount, layers) in
+            [(BOTH, ""), ("layer-mount --lower a --scratch", ""), ("layer-mount --lower a", "--lower a")]
+        {
+            script(&scratch, &format!("{mount} at >/dev/null; layer-mount --undo {layers} at; ! {SHOW}")).ok();
         }
+        script(&scratch, &format!("layer-mount --lower a at >doc; layer-mount --undo --from doc at; ! {SHOW}")).ok();
         // A mount of someone else stays.
         let out = script(&scratch, &format!("mount -t tmpfs none at; layer-mount --undo at || {SHOW} >/dev/null"));
         out.fails(0, &["tmpfs", "not a mount of layer-mount"]);
         let out = script(&scratch, "mount -t tmpfs none at; layer-mount --undo at");
         assert_eq!(out.status, 125);
+    }
+}
+
+#[test]
+fn undo_leaves_the_mounts_of_others() {
+    for who in Who::all() {
+        let scratch = layered(who);
+        let stays = |mount: &str, undo: &str, words: &[&str]| {
+            let text = format!("{mount}; layer-mount --undo {undo} at && exit 9; {SHOW} >/dev/null; exit 125");
+            script(&scratch, &text).fails(125, words);
+        };
+        let bind = "mount --bind a at; mount -o remount,bind,ro at";
+        stays(bind, "", &["read-only, and bears no name", "--lower or --from, or umount it"]);
+        stays(bind, "--lower b", &["not a mount of layer-mount of", "/b", "umount"]);
+        stays(bind, "--lower none", &["stat(", "/none", "(ENOENT)"]);
+        stays("mount --bind a at", "--lower a", &["not a mount of layer-mount"]);
+        let part = format!("mkdir -p other; {BOTH} --scratch other >/dev/null; mount --bind other/d at");
+        stays(&part, "", &["is overlay (\"layer-mount\")", "not a mount of layer-mount"]);
     }
 }
 
