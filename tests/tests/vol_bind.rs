@@ -721,6 +721,25 @@ fn undo_leaves_other_mounts_alone_and_names_who_is_busy() {
 }
 
 #[test]
+fn undo_without_the_source_takes_only_what_was_it() {
+    each(|scratch| {
+        let output = inside(
+            scratch,
+            "count() { grep -c \"$PWD/root/x \" /proc/self/mountinfo || true; }
+             mkdir other root/x; mount --bind other root/x
+             vol-bind --root root --undo ./never:/x || echo $?; count; umount root/x
+             mount -t tmpfs other root/x; vol-bind --root root --undo ./never:/x || echo $?; count; umount root/x
+             vol-bind --root root ./other:/x >/dev/null; rmdir other; count
+             vol-bind --root root --undo ./other:/x; count",
+        );
+        assert_eq!(output.text(), "125\n1\n125\n1\n1\n0\n", "{}", output.stderr);
+        for word in ["stat(", "/never", "(ENOENT)", "/root/x", "left alone"] {
+            assert_eq!(output.stderr.matches(word).count(), 2, "{}", output.stderr);
+        }
+    });
+}
+
+#[test]
 fn a_mount_that_a_document_says_can_be_mounted_from_it() {
     each(|scratch| {
         let output = inside(

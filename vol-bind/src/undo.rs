@@ -12,8 +12,10 @@ use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use nix::mount::{MntFlags, umount2};
 use nix::sys::stat::{fstat, makedev, stat};
+use std::ffi::OsStr;
 use std::fs;
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 /// The kind of a "mount" that only hides a path or makes it read-only.
@@ -31,7 +33,7 @@ pub fn hidden(paths: &[PathBuf]) -> impl Iterator<Item = Mount> {
 /// Takes `mounts` of `root` away, the last one first. What is not mounted is gone already; something else that is mounted
 /// there stays, and `-v` tells.
 ///
-/// Error: a mount is busy (EBUSY), with who keeps it so.
+/// Errors: a mount is busy (EBUSY), with who keeps it so; the source is gone, and nothing tells whether the mount is of it.
 pub fn unmount(root: &Root, mounts: &[Mount], store: Option<&Path>) -> Result<()> {
     for mount in mounts.iter().rev() {
         take(root, mount, store)?;
@@ -93,8 +95,12 @@ fn is_ours(mount: &Mount, found: &OwnedFd, real: &Path, store: Option<&Path>) ->
                 let top = fstat(found).call(format_args!("fstat({real:?})"))?;
                 (top.st_dev, top.st_ino) == (source.st_dev, source.st_ino)
             }
-            // The source is gone or out of reach: the kernel shows one that was removed.
-            Err(_) => true,
+            Err(_) if was_of(&there.root, path) => true,
+            Err(errno) => {
+                return Err(Error::call(format_args!("stat({path:?})"), errno).hint(format_args!(
+                    "so nothing tells whether what is mounted at {real:?} is from there: left alone; umount takes it away"
+                )));
+            }
         },
         (None, Source::FileSystem(kind, _)) if kind == HIDDEN => {
             let read_only = there.options.split(',').any(|option| option == "ro");
@@ -107,6 +113,22 @@ fn is_ours(mount: &Mount, found: &OwnedFd, real: &Path, store: Option<&Path>) ->
         note(format_args!("what is mounted at {real:?} is not {:?}: left alone", mount.source));
     }
     Ok(same)
+}
+
+/// Whether `root`, the part of its file system that is mounted, is or was at `source`, which is gone or out of reach: what is
+/// mounted of the file system at all is an end of the source's path.
+fn was_of(root: &Path, source: &Path) -> bool {
+    let Ok(source) = std::path::absolute(source) else { return false };
+    // Links on the way, as far as it is still there.
+    let source = match (source.parent().map(fs::canonicalize), source.file_name()) {
+        (Some(Ok(parent)), Some(name)) => parent.join(name),
+        _ => source,
+    };
+    let root = root.as_os_str().as_bytes();
+    // (The kernel's mark on what was removed.)
+    let root = root.strip_suffix(b"//deleted").unwrap_or(root);
+    let end = Path::new(OsStr::from_bytes(root.strip_prefix(b"/").unwrap_or(root)));
+    !end.as_os_str().is_empty() && source.ends_with(end)
 }
 
 fn busy(error: Error, path: &Path) -> Error {
@@ -136,12 +158,29 @@ fn holders(path: &Path) -> Vec<String> {
     found
 }
 
+/// Where `fd` is. (The kernel marks a mount whose source was removed.)
 fn real_path(fd: &OwnedFd) -> Result<PathBuf> {
     let link = format!("/proc/self/fd/{}", fd.as_raw_fd());
-    fs::read_link(&link).call(format_args!("readlink({link:?})"))
+    let path = fs::read_link(&link).call(format_args!("readlink({link:?})"))?;
+    Ok(match path.as_os_str().as_bytes().strip_suffix(b" (deleted)") {
+        Some(unmarked) if path.symlink_metadata().is_err() => PathBuf::from(OsStr::from_bytes(unmarked)),
+        _ => path,
+    })
 }
 
 fn real_path_of(root: &Root) -> Result<PathBuf> {
     let link = format!("/proc/self/fd/{}", root.fd().as_raw_fd());
     fs::read_link(&link).call(format_args!("readlink({link:?})"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_source_that_is_gone_is_known_by_its_path() {
+        let was = |root: &str, source: &str| was_of(Path::new(root), Path::new(source));
+        assert!(was("/gone/src", "/gone/src") && was("/src//deleted", "/gone/src"));
+        assert!(!was("/other", "/gone/src") && !was("/rc", "/gone/src") && !was("/", "/gone/src"));
+    }
 }
