@@ -134,6 +134,9 @@ pub struct Cli {
     /// Make the root read-only
     #[arg(long, help_heading = ROOT, requires = "root")]
     read_only: bool,
+    /// No device nodes of the root itself can be used
+    #[arg(long, help_heading = ROOT, requires = "root")]
+    nodev: bool,
     /// Working directory, inside the root
     #[arg(long, help_heading = ROOT, value_name = "DIR")]
     workdir: Option<PathBuf>,
@@ -263,6 +266,7 @@ impl Cli {
             keep: self.keep,
             root: self.root,
             read_only: self.read_only,
+            nodev: self.nodev,
             workdir: self.workdir,
             make_workdir: self.make_workdir,
             keep_session: self.keep_session,

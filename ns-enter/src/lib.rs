@@ -215,9 +215,7 @@ fn change_root(chain: &mut Chain, request: &Request, root: &Path) -> Result<Opti
         root::make_directory(root, workdir)?;
     }
     root::enter(root, chain.has_own_mounts(), request.setup.propagation)?;
-    if request.read_only {
-        root::make_read_only()?;
-    }
+    root::restrict(request.read_only, request.nodev)?;
     leave_keyring()?;
     Ok(None)
 }

@@ -33,6 +33,8 @@ pub struct Request {
     pub root: Option<PathBuf>,
     /// Whether the root is read-only.
     pub read_only: bool,
+    /// Whether device nodes of the root cannot be used.
+    pub nodev: bool,
     /// The working directory inside.
     pub workdir: Option<PathBuf>,
     /// Whether the working directory is made if it is missing.

@@ -86,11 +86,18 @@ fn why_invalid(dir: &Path) -> String {
     }
 }
 
-/// Makes the root's own mount read-only; what is mounted below it stays as it is.
-pub fn make_read_only() -> Result<()> {
-    let change = Change { set: mount::ATTR_RDONLY, ..Change::default() };
-    op(format_args!("mount_setattr(\"/\", MOUNT_ATTR_RDONLY)"), || {
-        mount::mount_setattr_at(None, Path::new("/"), 0, change)
+/// Makes the root's own mount read-only, and its device nodes useless, as asked for; what is mounted below it stays as it
+/// is.
+pub fn restrict(read_only: bool, nodev: bool) -> Result<()> {
+    let wanted = [(read_only, mount::ATTR_RDONLY, "RDONLY"), (nodev, mount::ATTR_NODEV, "NODEV")];
+    let wanted = wanted.iter().filter(|(wanted, ..)| *wanted);
+    let set = wanted.clone().fold(0, |all, (_, attribute, _)| all | attribute);
+    if set == 0 {
+        return Ok(());
+    }
+    let names: Vec<&str> = wanted.map(|(.., name)| *name).collect();
+    op(format_args!("mount_setattr(\"/\", {})", names.join("|")), || {
+        mount::mount_setattr_at(None, Path::new("/"), 0, Change { set, ..Change::default() })
     })
 }
 

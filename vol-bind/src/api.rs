@@ -54,14 +54,15 @@ const LINKS: [(&str, &str); 5] = [
     ("ptmx", "pts/ptmx"),
 ];
 
-/// Mounts what belongs at /dev, /proc and /sys of `root`, but for the `taken` targets, which something else comes to.
+/// Mounts what belongs at /dev, /proc and /sys of `root`, but for the `taken` targets, which something else comes to. With
+/// `nodev`, no device but the machine's own six can be used in /dev.
 ///
 /// Errors: /dev, /proc or /sys is a symbolic link; the PID namespace is another's. What only shows a namespace that is
 /// another's (/sys, mqueue, cgroup) is replaced or left out, and `-v` tells.
-pub fn mount(root: &Root, shm_size: u64, taken: &[&Path], undoing: &mut Undoing) -> Result<()> {
+pub fn mount(root: &Root, shm_size: u64, nodev: bool, taken: &[&Path], undoing: &mut Undoing) -> Result<()> {
     let wanted = |target: &str| !taken.contains(&Path::new(target));
     if wanted("/dev") {
-        dev(root, shm_size, &wanted, undoing)?;
+        dev(root, shm_size, nodev, &wanted, undoing)?;
     }
     if wanted("/proc") {
         let at = directory(root, "proc", undoing)?;
@@ -113,11 +114,12 @@ fn directory(root: &Root, name: &str, undoing: &mut Undoing) -> Result<OwnedFd> 
     })
 }
 
-fn dev(root: &Root, shm_size: u64, wanted: &impl Fn(&str) -> bool, undoing: &mut Undoing) -> Result<()> {
+fn dev(root: &Root, shm_size: u64, nodev: bool, wanted: &impl Fn(&str) -> bool, undoing: &mut Undoing) -> Result<()> {
     let at = directory(root, "dev", undoing)?;
-    let dev = create("tmpfs", OsStr::new("tmpfs"), &[("mode", Some("755")), ("size", Some("65536k"))], ATTR_NOSUID)?;
+    let attributes = if nodev { ATTR_NOSUID | ATTR_NODEV } else { ATTR_NOSUID };
+    let dev = create("tmpfs", OsStr::new("tmpfs"), &[("mode", Some("755")), ("size", Some("65536k"))], attributes)?;
     attach(&dev, &at, "/dev")?;
-    nodes(&dev)?;
+    nodes(&dev, nodev)?;
     for (name, target) in LINKS {
         link(&dev, name, target)?;
     }
@@ -157,10 +159,14 @@ fn link(dev: &OwnedFd, name: &str, target: &str) -> Result<()> {
     op(format_args!("symlinkat({target:?}, \"/dev\", {name:?})"), || symlinkat(target, dev, name))
 }
 
-/// The six nodes: made, or the machine's own bound where this user namespace may not make any.
-fn nodes(dev: &OwnedFd) -> Result<()> {
+/// The six nodes: made, or the machine's own bound where this user namespace may not make any, or none would work.
+fn nodes(dev: &OwnedFd, nodev: bool) -> Result<()> {
     let mode = Mode::from_bits_truncate(0o666);
     for (name, major, minor) in NODES {
+        if nodev {
+            bind_node(dev, name)?;
+            continue;
+        }
         let made = op(format_args!("mknodat(\"/dev\", {name:?}, S_IFCHR|0666, {major}:{minor})"), || {
             mknodat(dev, name, SFlag::S_IFCHR, mode, makedev(major, minor))
         });

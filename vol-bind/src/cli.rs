@@ -1,10 +1,11 @@
 //! Arguments to request, without effects.
 
 use crate::api;
-use crate::mount::Mount;
+use crate::mount::{Mount, Source};
 use crate::names::{self, Names};
 use crate::request::{Action, Place, Request};
 use crate::spec;
+use chain::sys::mount::ATTR_NODEV;
 use chain::{Error, Result, size};
 use clap::{CommandFactory, Parser};
 use std::collections::BTreeSet;
@@ -59,6 +60,9 @@ pub struct Cli {
     /// Size of /dev/shm
     #[arg(long, help_heading = WHAT, value_name = "SIZE", default_value = "64M")]
     shm_size: String,
+    /// No device nodes can be used in what is mounted, but for --device and the six of --api
+    #[arg(long, help_heading = WHAT)]
+    nodev: bool,
     /// Copy of FILE at /etc/resolv.conf; auto: the machine's, without servers that only it can reach; host: the machine's
     #[arg(long, help_heading = WHAT, value_name = "FILE|auto|host")]
     resolv_conf: Option<PathBuf>,
@@ -128,7 +132,14 @@ impl Cli {
         } else if self.list {
             Action::List { json: self.json }
         } else {
-            let mounts = mounts(&self.mount, &self.tmpfs, &self.device, &self.volumes)?;
+            let mut mounts = mounts(&self.mount, &self.tmpfs, &self.device, &self.volumes)?;
+            if self.nodev {
+                let others = mounts.iter_mut().filter(|mount| !matches!(mount.source, Source::Device(_)));
+                // What says "dev" itself means it.
+                for mount in others.filter(|mount| mount.options.clear & ATTR_NODEV == 0) {
+                    mount.options.set |= ATTR_NODEV;
+                }
+            }
             let names = Names {
                 resolv_conf: self.resolv_conf,
                 servers: self.dns.iter().map(|text| names::server(text)).collect::<Result<_>>()?,
@@ -140,6 +151,7 @@ impl Cli {
                 root: self.root,
                 from: self.from,
                 api: self.api.then_some(shm_size),
+                nodev: self.nodev,
                 names,
                 mounts,
                 masked: paths(&self.mask, &api::MASKED)?,

@@ -28,6 +28,8 @@ mod undo;
 mod undoing;
 mod volume;
 
+pub use api::{MASKED, READ_ONLY};
+
 use chain::args::Stop;
 use chain::root::Root;
 use chain::store::Store;

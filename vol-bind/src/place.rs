@@ -69,7 +69,7 @@ fn all(root: &Root, place: &Place, store: Option<&Path>, undoing: &mut Undoing) 
     let volumes = take_volumes(root, &mounts, store)?;
     if let Some(shm_size) = place.api {
         let taken: Vec<&Path> = mounts.iter().map(|mount| mount.target.as_path()).collect();
-        api::mount(root, shm_size, &taken, undoing)?;
+        api::mount(root, shm_size, place.nodev, &taken, undoing)?;
     }
     let mut sources = Sources::new(root, &volumes);
     let ready = mounts.iter().map(|mount| sources.ready(mount)).collect::<Result<Vec<_>>>()?;

@@ -50,6 +50,8 @@ pub struct Place {
     pub from: Option<PathBuf>,
     /// The API file systems, with the size of /dev/shm in bytes.
     pub api: Option<u64>,
+    /// Whether device nodes can be used only where a device was asked for.
+    pub nodev: bool,
     /// Files for the resolution of names.
     pub names: Names,
     /// Mounts, in the order of mounting.
