@@ -100,10 +100,14 @@ pub struct Container {
     pub sysctls: Vec<String>,
     /// Capabilities kept, with their `CAP_`; `all`.
     pub capabilities: Vec<String>,
+    /// Those of them that are in force for a user other than root, too.
+    pub ambient: Vec<String>,
     /// Whether COMMAND may gain no privileges.
     pub no_new_privileges: bool,
     /// The seccomp filter: `default`, `none` or a file.
     pub seccomp: OsString,
+    /// Whether only devices that were asked for can be used, whatever nodes there are.
+    pub nodev: bool,
     /// Whether paths of /proc and /sys are masked and read-only.
     pub masks: bool,
     /// Resource limits.
@@ -124,6 +128,7 @@ impl Container {
     ///
     /// Errors: members of the wrong type, neither layers nor a root.
     pub fn new(document: Document, name: String, root_of_machine: bool) -> Result<Self> {
+        crate::refuse::unsupported(&document, root_of_machine)?;
         let layers = document.layers()?;
         let root = match document.root()? {
             Some(path) => Root::Directory(path),
@@ -147,15 +152,18 @@ impl Container {
             namespaces: namespaces_of(&document)?,
             user_namespace: !root_of_machine,
             limits,
-            volumes: crate::volumes::of_document(&document)?,
+            volumes: [crate::volumes::of_document(&document)?, crate::volumes::of_paths(&document)?].concat(),
             connection: Vec::new(),
             names: Vec::new(),
             waiting: Vec::new(),
             shm_size: None,
             sysctls: sysctls_of(&document)?,
             capabilities: capabilities_of(&document)?,
+            ambient: document.texts("process/capabilities/ambient")?.into_iter().map(str::to_string).collect(),
             no_new_privileges: document.flag("process/noNewPrivileges")?.unwrap_or(true),
             seccomp: "default".into(),
+            // A user namespace cannot use nodes that it makes; root could, with CAP_MKNOD.
+            nodev: root_of_machine,
             masks: true,
             ulimits: ulimits_of(&document)?,
             tty: document.flag("process/terminal")?.unwrap_or(false),
@@ -287,9 +295,12 @@ impl Container {
             self.capabilities = vec!["all".into()];
             self.seccomp = "none".into();
             self.masks = false;
+            self.nodev = false;
             self.no_new_privileges = false;
         }
         self.capabilities = crate::capabilities::change(&self.capabilities, &cli.cap_add, &cli.cap_drop)?;
+        let kept = crate::capabilities::listed(&self.capabilities);
+        self.ambient.retain(|name| kept.contains(name));
         for option in &cli.security_opt {
             let (name, value) = option.split_once(['=', ':']).unwrap_or((option, ""));
             match (name, value) {

@@ -13,6 +13,7 @@ mod oci;
 mod place;
 mod plan;
 mod print;
+mod refuse;
 mod rootfs;
 mod source;
 mod volumes;
@@ -62,7 +63,8 @@ fn start(chain: &mut Chain, cli: &Cli, store: &Store) -> Result<Outcome> {
     }
     container.keep = cli.name.is_some() && !cli.rm;
     if container.hostname.is_none() && cli.hostname.is_none() {
-        container.hostname = Some(container.name.clone());
+        // No longer than the kernel takes (sethostname(2)).
+        container.hostname = Some(container.name.chars().take(64).collect());
     }
     container.apply(cli, &command)?;
     if let (Source::Rootfs(dir), true) = (&source, container.user_namespace) {
@@ -102,7 +104,9 @@ fn execute(chain: &mut Chain, cli: &Cli, container: Container, store: &Store) ->
         }
         let keep = container.keep;
         // Kept or not, the lock is held until the container has ended.
-        chain.after(move |_| {
+        chain.after(move |status| {
+            // A new one that never started has nothing to keep.
+            let keep = keep && (held.was_kept || status.is_some());
             if !keep && let Err(error) = held.remove() {
                 trace::speak_as(TOOL.name);
                 chain::tool::report(&error);

@@ -10,22 +10,6 @@ use serde_json::{Value, json};
 use std::ffi::OsString;
 use std::path::Path;
 
-/// Docker's documented defaults.
-const MASKED: [&str; 11] = [
-    "/proc/acpi",
-    "/proc/asound",
-    "/proc/interrupts",
-    "/proc/kcore",
-    "/proc/keys",
-    "/proc/latency_stats",
-    "/proc/sched_debug",
-    "/proc/scsi",
-    "/proc/timer_list",
-    "/proc/timer_stats",
-    "/sys/firmware",
-];
-const READ_ONLY: [&str; 5] = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
-
 /// The configuration of `container`: what its document said, with the flags in it.
 ///
 /// Errors: arguments that are not UTF-8, which JSON cannot hold; a user by name that is not in the document; id maps that
@@ -53,9 +37,13 @@ pub fn document(container: &Container) -> Result<Document> {
     mounts.extend(container.document.list("mounts")?.iter().cloned());
     document.set("mounts", mounts);
     namespaces(container, &mut document)?;
+    if container.nodev {
+        // Runtimes that know it allow the usual devices besides.
+        document.set("linux/resources/devices", json!([{"allow": false, "access": "rwm"}]));
+    }
     if container.masks {
-        document.set("linux/maskedPaths", json!(MASKED));
-        document.set("linux/readonlyPaths", json!(READ_ONLY));
+        document.set("linux/maskedPaths", json!(vol_bind::MASKED));
+        document.set("linux/readonlyPaths", json!(vol_bind::READ_ONLY));
     }
     match container.seccomp.to_str() {
         Some("none") => drop(document.remove("linux/seccomp")),
@@ -91,7 +79,10 @@ fn process(container: &Container, document: &mut Document) -> Result<()> {
     // As Docker: a user other than root starts with none in force.
     let root = document.number("process/user/uid")? == Some(0);
     let in_force = if root { kept.clone() } else { Vec::new() };
-    document.set("process/capabilities", json!({"bounding": kept, "effective": in_force, "permitted": in_force}));
+    document.set(
+        "process/capabilities",
+        json!({"bounding": kept, "effective": in_force, "permitted": in_force, "ambient": container.ambient}),
+    );
     let wrong = |limit: &String| Error::usage(format_args!("limit {limit:?}: not NAME=SOFT[:HARD]"));
     let limits = container.ulimits.iter().map(|limit| rlimit(limit).ok_or_else(|| wrong(limit)));
     let limits: Vec<Value> = limits.collect::<Result<_>>()?;

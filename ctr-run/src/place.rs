@@ -21,6 +21,8 @@ pub struct Held {
     _lock: Lock,
     layers: Vec<Lock>,
     spare: PathBuf,
+    /// Whether an earlier run left it.
+    pub was_kept: bool,
 }
 
 /// A name that no one else has: 12 hexadecimal digits.
@@ -45,13 +47,14 @@ pub fn take(store: &Store, name: &str, keep: bool, layers: &[PathBuf], skeleton:
         None => make(&place.dir, name)?,
     };
     let kept = place.dir.join(KEPT);
-    if keep {
+    let was_kept = kept.exists();
+    if keep || was_kept {
         check_layers(&kept, name, layers)?;
     }
     build(&place.dir, skeleton)?;
     // Layers that only their own user namespace may open are still protected by the mount table.
     let layers = layers.iter().filter_map(|layer| Lock::try_shared(layer).ok().flatten()).collect();
-    Ok(Held { place, _lock: lock, layers, spare })
+    Ok(Held { place, _lock: lock, layers, spare, was_kept })
 }
 
 /// Makes and locks the directory `dir`, if it is not there yet. Error: the container `name` runs.

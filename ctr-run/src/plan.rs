@@ -137,6 +137,9 @@ fn mounts(container: &Container, root: &Path, store: &Path) -> Link {
     let mut out: Link = vec!["vol-bind".into(), joined("--root=", root.as_os_str())];
     out.push(joined("--store=", store.as_os_str()));
     out.push("--api".into());
+    if container.nodev {
+        out.push("--nodev".into());
+    }
     if container.masks {
         out.extend(["--mask=default".into(), "--readonly=default".into()]);
     }
@@ -152,8 +155,14 @@ fn enter(container: &Container, root: &Path) -> Link {
     if container.read_only {
         out.push("--read-only".into());
     }
+    if container.nodev {
+        out.push("--nodev".into());
+    }
     out.push(format!("--as={}", container.user).into());
     out.extend(capabilities(&container.capabilities));
+    if !container.ambient.is_empty() {
+        out.push(format!("--cap-ambient={}", container.ambient.join(",")).into());
+    }
     if container.no_new_privileges {
         out.push("--no-new-privs".into());
     }
@@ -215,8 +224,12 @@ mod tests {
         assert_eq!(got[0], "cg-limit --memory=64M");
         assert_eq!(got[1], "ns-enter --mount --pid --net --ipc --uts --cgroup --hostname=web");
         assert_eq!(got[2], "layer-mount --lower=/base --lower=/next --upper=/c/upper --work=/c/work /c/root");
-        assert_eq!(got[3], "vol-bind --root=/c/root --store=/s --api --mask=default --readonly=default");
-        assert!(got[4].starts_with("ns-enter --root=/c/root --as=0:0 --cap-drop=all --cap-add=CAP_"), "{}", got[4]);
+        assert_eq!(got[3], "vol-bind --root=/c/root --store=/s --api --nodev --mask=default --readonly=default");
+        assert!(
+            got[4].starts_with("ns-enter --root=/c/root --nodev --as=0:0 --cap-drop=all --cap-add=CAP_"),
+            "{}",
+            got[4]
+        );
         assert!(
             got[4].ends_with("--no-new-privs --seccomp=default --clear-env --env=A=1 --make-workdir --workdir=/"),
             "{}",
@@ -234,7 +247,7 @@ mod tests {
     fn a_root_that_is_there_needs_no_layers() {
         let got = plan(r#"{"root":{"path":"/mnt/web","readonly":true}}"#, true, |_| {});
         assert!(got[1].starts_with("vol-bind --root=/mnt/web"), "{got:?}");
-        assert!(got[2].starts_with("ns-enter --root=/mnt/web --read-only --as"), "{got:?}");
+        assert!(got[2].starts_with("ns-enter --root=/mnt/web --read-only --nodev --as"), "{got:?}");
     }
 
     #[test]

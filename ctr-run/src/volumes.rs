@@ -19,6 +19,19 @@ pub fn of_flags(cli: &Cli) -> Vec<OsString> {
 /// Mount points that `vol-bind --api` provides.
 const API: [&str; 7] = ["/proc", "/dev", "/dev/pts", "/dev/shm", "/dev/mqueue", "/sys", "/sys/fs/cgroup"];
 
+/// From `linux.maskedPaths` and `linux.readonlyPaths`: what the defaults do not have.
+pub fn of_paths(document: &Document) -> Result<Vec<OsString>> {
+    let mut out = Vec::new();
+    for (member, option, default) in [
+        ("linux/maskedPaths", "--mask", &vol_bind::MASKED[..]),
+        ("linux/readonlyPaths", "--readonly", &vol_bind::READ_ONLY[..]),
+    ] {
+        let more = document.texts(member)?.into_iter().filter(|path| !default.contains(path));
+        out.extend(more.map(|path| format!("{option}={path}").into()));
+    }
+    Ok(out)
+}
+
 /// From `mounts`, without what `--api` provides anyway. Errors: a mount without a destination, or that cannot be written as
 /// an argument.
 pub fn of_document(document: &Document) -> Result<Vec<OsString>> {

@@ -407,3 +407,18 @@ fn a_caller_that_ignores_its_children_is_no_hindrance() {
         assert_eq!(scratch.run("env", args).ok(), "fine\n", "{who:?}");
     }
 }
+
+#[test]
+fn device_nodes_made_inside_open_nothing() {
+    if !is_root() {
+        return;
+    }
+    let (scratch, image) = busybox(Who::Root);
+    // A harmless one: what holds for it holds for disks.
+    let script = "for at in / /dev/ /data/ /tmp/t/; do mknod ${at}node c 1 3; echo x 2>/dev/null >${at}node && echo opened $at; done; echo x >/dev/null && echo fine";
+    let options = ["-v", "data:/data", "--tmpfs", "/tmp/t"];
+    let run =
+        |more: &[&str]| finish(scratch.command("ctr-run").args(options).args(more).args([&image, "sh", "-c", script]));
+    assert_eq!(run(&[]).text(), "fine\n");
+    assert!(run(&["--privileged"]).text().contains("opened /\n"));
+}
