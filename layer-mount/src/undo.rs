@@ -44,7 +44,13 @@ fn mounted(at: &Path) -> Result<Option<Mount>> {
         Err(Errno::ENOENT) => return Ok(None),
         other => other.call(format_args!("open({at:?}, O_PATH|O_DIRECTORY)"))?,
     };
-    let point = real_path(&fd)?;
+    let mut point = real_path(&fd)?;
+    // The kernel marks the path of a mount whose layer was removed.
+    if let Some(unmarked) = point.as_os_str().as_bytes().strip_suffix(b" (deleted)")
+        && point.symlink_metadata().is_err()
+    {
+        point = OsStr::from_bytes(unmarked).into();
+    }
     // Of mounts on one another the last is seen.
     Ok(mountinfo::read("self")?.into_iter().rfind(|mount| mount.point == point))
 }

@@ -41,7 +41,7 @@ fn mount<I: IntoIterator<Item = S>, S: AsRef<OsStr>>(scratch: &Scratch, args: I)
 }
 
 /// The line of mountinfo that a script printed for the mount at `at`.
-const SHOW: &str = "grep -F /at\\  /proc/self/mountinfo";
+const SHOW: &str = "grep -F \"$PWD/at \" /proc/self/mountinfo";
 const BOTH: &str = "layer-mount --lower a --lower b";
 
 #[test]
@@ -271,7 +271,7 @@ fn of_many_at_once_one_gets_the_upper() {
     for who in Who::all() {
         let scratch = layered(who);
         let text = "for i in 1 2 3 4 5 6 7 8; do mkdir at$i; layer-mount --lower a --upper upper --work work at$i >out$i 2>err$i & done; wait; \
-                    grep -c upperdir= /proc/self/mountinfo; cat err* | grep -c -e 'is in use' -e 'is locked'";
+                    grep -c upperdir=$PWD/upper, /proc/self/mountinfo; cat err* | grep -c -e 'is in use' -e 'is locked'";
         let out = script(&scratch, text);
         assert_eq!(out.ok(), "1\n7\n", "{who:?}: {out:?}");
     }
@@ -398,6 +398,7 @@ fn undo_leaves_the_mounts_of_others() {
         stays(bind, "", &["read-only, and bears no name", "--lower or --from, or umount it"]);
         stays(bind, "--lower b", &["not a mount of layer-mount of", "/b", "umount"]);
         stays(bind, "--lower none", &["stat(", "/none", "(ENOENT)"]);
+        stays("mkdir c; layer-mount --lower c at >/dev/null; rmdir c", "--lower c", &["stat(", "/c", "(ENOENT)"]);
         stays("mount --bind a at", "--lower a", &["not a mount of layer-mount"]);
         let part = format!("mkdir -p other; {BOTH} --scratch other >/dev/null; mount --bind other/d at");
         stays(&part, "", &["is overlay (\"layer-mount\")", "not a mount of layer-mount"]);
