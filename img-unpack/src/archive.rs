@@ -1,7 +1,7 @@
 //! tar streams as members: ustar, GNU and PAX headers (POSIX.1 pax; GNU tar manual, "Basic Tar Format").
 //!
-//! Nothing here touches a file system. Memory is bounded whatever the stream says: by [`MAX_PAX`], [`MAX_NAME`] and
-//! [`MAX_SEGMENTS`]. Whatever is malformed is an error; what a header says is never believed without data.
+//! Nothing here touches a file system. Memory is bounded whatever the stream says: by [`MAX_PAX`], [`MAX_EXTENSIONS`],
+//! [`MAX_NAME`] and [`MAX_SEGMENTS`]. Whatever is malformed is an error; what a header says is never believed without data.
 
 use chain::{Error, Result, ResultExt};
 use std::io::{self, BufRead};
@@ -9,6 +9,9 @@ use std::io::{self, BufRead};
 const BLOCK: usize = 512;
 /// The largest PAX header that is taken, in bytes: extended attributes of several times the kernel's 64 KiB.
 pub const MAX_PAX: u64 = 1 << 20;
+/// The most bytes of all extension headers of one member together, repeated ones included: several times what a member
+/// with the kernel's largest set of attributes (64 KiB) and two longest names needs.
+pub const MAX_EXTENSIONS: u64 = 4 << 20;
 /// The longest name or link target that is taken, in bytes.
 pub const MAX_NAME: u64 = 64 << 10;
 /// The most data segments of a sparse file that are taken.
@@ -141,6 +144,9 @@ impl<R: BufRead> Archive<R> {
                 return if extended.seen { Err(cut()) } else { Ok(None) };
             };
             let size = number(&header[124..136]).ok_or_else(|| wrong("size"))?;
+            if matches!(header[156], b'x' | b'L' | b'K') {
+                extended.spend(size)?;
+            }
             match header[156] {
                 b'x' => self.pax(size, &mut extended)?,
                 b'g' => self.expect(size)?,
@@ -369,6 +375,8 @@ impl<R: BufRead> Archive<R> {
 #[derive(Default)]
 struct Extended {
     seen: bool,
+    /// How large the headers were together.
+    bytes: u64,
     path: Option<Vec<u8>>,
     link: Option<Vec<u8>>,
     long_path: Option<Vec<u8>>,
@@ -397,6 +405,18 @@ impl Sparse {
 }
 
 impl Extended {
+    /// Takes `size` bytes from the member's budget.
+    fn spend(&mut self, size: i128) -> Result<()> {
+        let size = u64::try_from(size).map_err(|_| wrong("size"))?;
+        self.bytes = self.bytes.saturating_add(size);
+        if self.bytes > MAX_EXTENSIONS {
+            return Err(Error::new(format_args!(
+                "extension headers of one member of more than {MAX_EXTENSIONS} bytes together"
+            )));
+        }
+        Ok(())
+    }
+
     fn set(&mut self, key: &[u8], value: &[u8]) -> Result<()> {
         let decimal = || {
             std::str::from_utf8(value)
@@ -425,6 +445,7 @@ impl Extended {
             b"GNU.sparse.numbytes" => {
                 let offset = self.sparse.offset.take().ok_or_else(|| wrong("sparse map"))?;
                 self.sparse.segments.push((offset, decimal()?));
+                bounded(self.sparse.segments.len() as u64)?;
             }
             b"GNU.sparse.map" => self.sparse.segments = comma_map(value).ok_or_else(|| wrong("sparse map"))?,
             _ => {

@@ -188,3 +188,21 @@ fn sparse_files_of_all_forms() {
     let lying = [pax(&[("GNU.sparse.size", b"2"), ("GNU.sparse.map", b"0,2,1000,2")]), member("n", b'0', b"AABB")];
     assert!(all(&lying.concat()).is_err());
 }
+
+#[test]
+fn extension_headers_of_one_member_have_one_budget() {
+    let value = vec![b'v'; 900 << 10];
+    let mut bytes = Vec::new();
+    for i in 0..4 {
+        bytes.extend(pax(&[(&format!("SCHILY.xattr.user.{i}"), &value)]));
+    }
+    let file = member("f", b'0', b"");
+    assert_eq!(all(&[&bytes[..], &file].concat()).unwrap()[0].0.xattrs.len(), 4);
+    // Of the next member again: the budget is a member's.
+    assert_eq!(all(&[&bytes[..], &file, &bytes, &file].concat()).unwrap().len(), 2);
+    let names = member("l", b'L', &[b'n'; 60 << 10]).repeat(20);
+    for more in [pax(&[("SCHILY.xattr.user.4", &value)]), names] {
+        let error = all(&[&bytes[..], &more, &file].concat()).unwrap_err().to_string();
+        assert!(error.contains("extension headers of one member"), "{error}");
+    }
+}

@@ -44,6 +44,7 @@ use source::Source;
 use std::ffi::OsString;
 use std::fs::File;
 use std::path::{Path, PathBuf};
+use store::Used;
 use unpack::Unpacking;
 
 /// The tool.
@@ -65,14 +66,8 @@ fn run(chain: &mut Chain, args: &[OsString]) -> Result<Outcome, Stop> {
         Action::List(None, as_json) => Outcome::Text(store::list(&store, *as_json)?),
         Action::List(Some(image), as_json) => list(&store, image, *as_json)?,
         Action::Verify(unpack) => verify(&store, unpack.as_ref(), &request)?,
-        Action::Remove(name) => {
-            enter_user_namespace()?;
-            told(store::remove(&store, name)?, request.quiet)
-        }
-        Action::Prune => {
-            enter_user_namespace()?;
-            told(store::prune(&store)?, request.quiet)
-        }
+        Action::Remove(name) => told(store::remove(&store, name, enter_user_namespace)?, request.quiet),
+        Action::Prune => told(store::prune(&store, enter_user_namespace)?, request.quiet),
     })
 }
 
@@ -119,10 +114,11 @@ fn unpack(store: &Store, request: &Unpack, quiet: bool) -> Result<Outcome> {
             .hint("no file, and no image of that name is in the store"));
     }
     store.make(store.path())?;
+    let used = Used::unsettled(store)?;
     enter_user_namespace()?;
     let policy = policy()?;
     let (source, image, file) = open(store, request)?;
-    let unpacked = bring(store, &source, &image, policy, request.limit, quiet)?;
+    let unpacked = bring(store, (&source, &image), policy, request.limit, &used, quiet)?;
     let tree = tree(store, &image, policy)?;
     let mut document = config::document(&image.config, &tree);
     if let Some(dir) = &request.flat {
@@ -157,15 +153,15 @@ fn open(store: &Store, request: &Unpack) -> Result<Opened> {
 /// All layers of `image` into the store, and what is to be said about that.
 fn bring(
     store: &Store,
-    source: &Source,
-    image: &Image,
+    (source, image): (&Source, &Image),
     policy: Policy,
     limit: Option<u64>,
+    used: &Used,
     quiet: bool,
 ) -> Result<unpack::Unpacked> {
     let total = image.layers.iter().map(|layer| layer.blob.as_ref().map_or(0, |(_, size)| *size)).sum();
     let progress = progress::Progress::new(total, quiet);
-    let job = Unpacking { store, source, image, policy, limit, progress: &progress };
+    let job = Unpacking { store, source, image, policy, limit, used, progress: &progress };
     let unpacked = unpack::layers(&job).map_err(|error| error.within(format_args!("image {:?}", source.name())))?;
     if unpacked.made > 0 && !quiet {
         for line in &unpacked.notes {
@@ -271,6 +267,8 @@ fn list(store: &Store, image: &std::ffi::OsStr, as_json: bool) -> Result<Outcome
 
 /// Compares layers with their lists; with an image, damaged ones are removed and unpacked again.
 fn verify(store: &Store, unpack: Option<&Unpack>, request: &Request) -> Result<Outcome> {
+    // Only an archive mends, which is when layers are removed.
+    let used = Used::among(unpack.iter().flat_map(|_| store::layer_dirs(store)))?;
     enter_user_namespace()?;
     // An archive mends; the name of a stored image only says which layers.
     let (archive, only) = match unpack {
@@ -301,8 +299,8 @@ fn verify(store: &Store, unpack: Option<&Unpack>, request: &Request) -> Result<O
         };
     };
     for (path, _) in &damaged {
-        store::discard(path)?;
+        store::discard(path, &used)?;
     }
-    bring(store, &source, &image, policy()?, limit, request.quiet)?;
+    bring(store, (&source, &image), policy()?, limit, &used, request.quiet)?;
     Ok(Outcome::Done)
 }

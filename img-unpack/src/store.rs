@@ -3,15 +3,49 @@
 use crate::listing;
 use crate::manifest::familiar;
 use crate::record;
+use chain::mountinfo::overlays_using;
 use chain::remove::remove_tree;
 use chain::size::display;
 use chain::store::{Lock, Store};
 use chain::trace::op;
 use chain::{Error, Result, ResultExt};
 use serde_json::{Value, json};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs;
 use std::path::{Path, PathBuf};
+
+/// Layers that mounts use, which hold no lock.
+#[derive(Debug, Default)]
+pub struct Used(HashMap<PathBuf, String>);
+
+impl Used {
+    /// Those of `paths` that the mounts of all processes that can be seen use. From inside a new user namespace those of
+    /// other processes cannot be seen, so this is to be asked before one is entered.
+    pub fn among(paths: impl IntoIterator<Item = PathBuf>) -> Result<Self> {
+        let mut used = HashMap::new();
+        for path in paths {
+            let Ok(real) = path.canonicalize() else { continue };
+            // The mount has the name that it was given, which may lead over links.
+            let mut users = overlays_using(&real)?;
+            if users.is_empty() && real != path {
+                users = overlays_using(&path)?;
+            }
+            if let Some(user) = users.first() {
+                used.insert(path, user.to_string());
+            }
+        }
+        Ok(Used(used))
+    }
+
+    /// Those of the store's layers that may be found damaged when they are used again: written before the last boot.
+    pub fn unsettled(store: &Store) -> Result<Self> {
+        Used::among(layer_dirs(store).into_iter().filter(|path| record::unsettled(path)))
+    }
+
+    fn by(&self, path: &Path) -> Option<&str> {
+        self.0.get(path).map(String::as_str)
+    }
+}
 
 /// All recorded images.
 fn images(store: &Store) -> Result<Vec<Value>> {
@@ -119,7 +153,8 @@ pub fn damaged(store: &Store, only: Option<&[PathBuf]>) -> Result<Vec<(PathBuf, 
     Ok(found)
 }
 
-fn layer_dirs(store: &Store) -> Vec<PathBuf> {
+/// The directories of all layers.
+pub fn layer_dirs(store: &Store) -> Vec<PathBuf> {
     let mut dirs: Vec<PathBuf> = fs::read_dir(store.layers())
         .into_iter()
         .flatten()
@@ -132,9 +167,10 @@ fn layer_dirs(store: &Store) -> Vec<PathBuf> {
 }
 
 /// Forgets the image called `name` (or with that ID), and removes the layers that no other has.
+/// `enter` is called before anything is locked or changed, after it was seen who uses what.
 ///
 /// Errors: no such image; a layer is in use, then nothing is changed.
-pub fn remove(store: &Store, name: &str) -> Result<Vec<String>> {
+pub fn remove(store: &Store, name: &str, enter: impl FnOnce() -> Result<()>) -> Result<Vec<String>> {
     let images = images(store)?;
     let by_name = record::read(&record::name_path(store, name))?.map(|record| record["image"].clone());
     let wanted = by_name.unwrap_or_else(|| name.into());
@@ -157,7 +193,13 @@ pub fn remove(store: &Store, name: &str) -> Result<Vec<String>> {
     let others: BTreeSet<&str> = images.iter().filter(|other| other["id"] != id).flatten_chain();
     let own: Vec<PathBuf> =
         chain(image).filter(|layer| !others.contains(layer)).map(|layer| record::layer_path(store, layer)).collect();
+    let used = Used::among(own.iter().cloned())?;
+    enter()?;
     for path in own.iter().filter(|path| path.is_dir()) {
+        if let Some(user) = used.by(path) {
+            return Err(Error::new(format_args!("image {name:?} is in use: layer {path:?} is {user}"))
+                .hint("end what runs there, or unmount it, first"));
+        }
         if Lock::try_exclusive(path)?.is_none() {
             return Err(Error::new(format_args!("image {name:?} is in use: layer {path:?} is locked"))
                 .hint("end the containers that run it first"));
@@ -172,7 +214,7 @@ pub fn remove(store: &Store, name: &str) -> Result<Vec<String>> {
     let mut said = vec![format!("{name} is removed")];
     // From the top down, so that what is left is always whole chains.
     for path in own.iter().rev() {
-        take(store, path, &mut said)?;
+        take(store, path, &used, &mut said)?;
     }
     Ok(said)
 }
@@ -187,17 +229,20 @@ impl<'a, I: Iterator<Item = &'a Value>> FlattenChain<'a> for I {
     }
 }
 
-/// Removes layers that no image has and no one uses, and what killed processes left.
-pub fn prune(store: &Store) -> Result<Vec<String>> {
-    crate::unpack::sweep(store);
+/// Removes layers that no image has and no one uses, and what killed processes left. `enter` is as for
+/// [`remove`].
+pub fn prune(store: &Store, enter: impl FnOnce() -> Result<()>) -> Result<Vec<String>> {
     let images = images(store)?;
     let kept: BTreeSet<PathBuf> = images.iter().flat_map(chain).map(|layer| record::layer_path(store, layer)).collect();
+    let ours = |path: &Path| path.file_name().is_some_and(|name| name.len() == 64 || name.len() == 135);
+    let unneeded: Vec<PathBuf> =
+        layer_dirs(store).into_iter().filter(|path| ours(path) && !kept.contains(path)).collect();
+    let used = Used::among(unneeded.iter().cloned())?;
+    enter()?;
+    crate::unpack::sweep(store);
     let mut said = Vec::new();
-    for path in layer_dirs(store) {
-        let ours = path.file_name().is_some_and(|name| name.len() == 64 || name.len() == 135);
-        if ours && !kept.contains(&path) {
-            take(store, &path, &mut said)?;
-        }
+    for path in &unneeded {
+        take(store, path, &used, &mut said)?;
     }
     for path in json_files(&store.images().join("files")) {
         let dead = record::read(&path)
@@ -212,8 +257,12 @@ pub fn prune(store: &Store) -> Result<Vec<String>> {
 }
 
 /// Removes a layer if no one uses it.
-fn take(store: &Store, path: &Path, said: &mut Vec<String>) -> Result<()> {
+fn take(store: &Store, path: &Path, used: &Used, said: &mut Vec<String>) -> Result<()> {
     if !path.is_dir() {
+        return Ok(());
+    }
+    if let Some(user) = used.by(path) {
+        said.push(format!("layer {:?} is in use and stays: it is {user}", path.file_name().unwrap_or_default()));
         return Ok(());
     }
     let Some(lock) = Lock::try_exclusive(path)? else {
@@ -225,8 +274,12 @@ fn take(store: &Store, path: &Path, said: &mut Vec<String>) -> Result<()> {
     Ok(())
 }
 
-/// Removes a damaged layer, which is locked if it is in use; then this is an error.
-pub fn discard(path: &Path) -> Result<()> {
+/// Removes a damaged layer, which is locked or one of `used` if it is in use; then this is an error.
+pub fn discard(path: &Path, used: &Used) -> Result<()> {
+    if let Some(user) = used.by(path) {
+        return Err(Error::new(format_args!("layer {path:?} is damaged and in use: it is {user}"))
+            .hint("end what runs there, or unmount it, first"));
+    }
     let Some(lock) = Lock::try_exclusive(path)? else {
         return Err(Error::new(format_args!("layer {path:?} is damaged and in use"))
             .hint("end the containers that run it first"));

@@ -11,6 +11,7 @@ use crate::node::{Owners, Policy, open_dir};
 use crate::progress::Progress;
 use crate::record;
 use crate::source::{Section, Source, too_large};
+use crate::store::Used;
 use chain::remove::remove_tree;
 use chain::store::{Lock, Store};
 use chain::trace::op;
@@ -41,6 +42,8 @@ pub struct Unpacking<'a> {
     pub policy: Policy,
     /// The most plain bytes, of all layers together.
     pub limit: Option<u64>,
+    /// Layers that mounts use.
+    pub used: &'a Used,
     /// Told how far it is.
     pub progress: &'a Progress,
 }
@@ -178,13 +181,13 @@ impl Shared<'_> {
     fn layer(&self, index: usize) -> Result<Made> {
         let (store, layer) = (self.job.store, &self.job.image.layers[index]);
         let path = record::layer_path(store, &layer.chain_id.to_string());
-        if let Some(lock) = existing(&path)? {
+        if let Some(lock) = existing(&path, self.job.used)? {
             self.job.progress.skip(layer.blob.as_ref().map_or(0, |(_, size)| *size));
             return Ok((lock, None));
         }
         // Who has this lock makes the layer; others wait, and find it.
         let making = making(store, layer.chain_id.hex())?;
-        if let Some(lock) = existing(&path)? {
+        if let Some(lock) = existing(&path, self.job.used)? {
             return Ok((lock, None));
         }
         let (staging, lock) = staging(store, layer.chain_id.short())?;
@@ -335,7 +338,7 @@ fn shown(digest: Option<Digest>) -> String {
 }
 
 /// The layer at `path`, locked, if it is there. One that an earlier boot may have left without its data is checked first.
-fn existing(path: &Path) -> Result<Option<Lock>> {
+fn existing(path: &Path, used: &Used) -> Result<Option<Lock>> {
     if !path.is_dir() {
         return Ok(None);
     }
@@ -343,7 +346,7 @@ fn existing(path: &Path) -> Result<Option<Lock>> {
     if record::unsettled(path) {
         if !listing::compare(path)?.is_empty() {
             drop(lock);
-            crate::store::discard(path)?;
+            crate::store::discard(path, used)?;
             return Ok(None);
         }
         record::write_bytes(&path.with_added_extension("boot"), record::boot().as_bytes())?;
