@@ -31,6 +31,12 @@ use xxhash_rust::xxh3::Xxh3;
 const MAX_LINKS: u32 = 40;
 /// The most components that resolving one name may take, links included.
 const MAX_STEPS: u32 = 1 << 16;
+/// The most components of a member's name: a name of PATH_MAX, the longest that programs can use, has at most 2,048.
+const MAX_DEPTH: usize = 2048;
+/// The most bytes of names that are remembered for a layer: directories, whiteouts, links. Real layers have a few MiB.
+const MAX_REMEMBERED: usize = 64 << 20;
+/// What a remembered name takes besides its bytes, about: its entry in one or two maps.
+const ENTRY: usize = 128;
 /// How many directories are held open.
 const MAX_HELD: usize = 64;
 const OPAQUE: &[u8] = b".wh..wh..opq";
@@ -91,6 +97,7 @@ pub fn apply(archive: &mut Archive<impl BufRead>, target: Target<'_>) -> Result<
         whiteouts: Vec::new(),
         links: BTreeMap::new(),
         skipped: HashSet::new(),
+        remembered: 0,
         done: Applied::default(),
     };
     while let Some(member) = archive.next_member()? {
@@ -147,10 +154,23 @@ struct Layer<'a> {
     links: BTreeMap<Vec<u8>, Vec<u8>>,
     /// Device nodes that could not be made.
     skipped: HashSet<Vec<u8>>,
+    /// How many bytes of names all of these were given.
+    remembered: usize,
     done: Applied,
 }
 
 impl Layer<'_> {
+    /// Takes a name of `length` bytes from the layer's budget.
+    fn remember(&mut self, length: usize) -> Result<()> {
+        self.remembered = self.remembered.saturating_add(length + ENTRY);
+        if self.remembered > MAX_REMEMBERED {
+            return Err(Error::new(format_args!(
+                "names of directories, whiteouts and links of more than {MAX_REMEMBERED} bytes in one layer"
+            )));
+        }
+        Ok(())
+    }
+
     fn member(&mut self, mut member: Member, archive: &mut Archive<impl BufRead>) -> Result<()> {
         if is_verbose() {
             note(format_args!(
@@ -167,6 +187,10 @@ impl Layer<'_> {
             return Ok(());
         }
         let path = clean(&member.path)?;
+        let depth = components(&path).count();
+        if depth > MAX_DEPTH {
+            return Err(Error::new(format_args!("a name of {depth} components; at most {MAX_DEPTH} are taken")));
+        }
         if path.is_empty() {
             if member.kind != Kind::Directory {
                 return Err(Error::new("the root of an image can only be a directory"));
@@ -203,6 +227,7 @@ impl Layer<'_> {
     }
 
     fn whiteout(&mut self, parent: &[u8], name: &[u8]) -> Result<()> {
+        self.remember(2 * (parent.len() + name.len()))?;
         if name == OPAQUE {
             self.opaque.insert(parent.to_vec());
             self.whiteouts.push((parent.to_vec(), None));
@@ -221,6 +246,9 @@ impl Layer<'_> {
 
     fn directory(&mut self, dir: &Rc<Dir>, name: &[u8], attributes: Attributes) -> Result<()> {
         let path = join(&dir.path, name);
+        if !self.directories.contains_key(&path) {
+            self.remember(path.len())?;
+        }
         let replaced = match stat_at(&dir.fd, OsStr::from_bytes(name))? {
             Some(stat) if is(&stat, SFlag::S_IFDIR) => false,
             found => {
@@ -313,6 +341,7 @@ impl Layer<'_> {
         let kind = if member.kind == Kind::Char { SFlag::S_IFCHR } else { SFlag::S_IFBLK };
         let skip = |layer: &mut Self, why: &str| {
             layer.remove(dir, name)?;
+            layer.remember(path.len())?;
             layer.skipped.insert(path.to_vec());
             layer.done.notes.add(why, path);
             Ok(())
@@ -343,6 +372,7 @@ impl Layer<'_> {
         }
         // Later members may bring the target.
         self.remove(dir, name)?;
+        self.remember(dir.path.len() + name.len() + target.len())?;
         self.links.insert(join(&dir.path, name), target);
         Ok(())
     }

@@ -18,6 +18,8 @@ use std::sync::Arc;
 
 /// The most members of an archive of images that are taken.
 const MAX_MEMBERS: usize = 1 << 18;
+/// The most bytes that their names and links have together: an image's names have about a hundred bytes.
+const MAX_NAMES: usize = 16 << 20;
 
 /// Named contents.
 pub struct Source {
@@ -212,7 +214,7 @@ fn unnamed(dir: &Path) -> Result<File> {
 fn archive(file: Arc<File>) -> Result<Contents> {
     let end = file.metadata().call(format_args!("fstat()"))?.len();
     let mut members = HashMap::new();
-    let mut at = 0;
+    let (mut at, mut names) = (0, 0);
     loop {
         let section = Section { file: file.clone(), at, end };
         let mut archive = Archive::new(BufReader::with_capacity(2048, section));
@@ -249,6 +251,12 @@ fn archive(file: Arc<File>) -> Result<Contents> {
         };
         if members.len() >= MAX_MEMBERS {
             return Err(Error::new(format_args!("more than {MAX_MEMBERS} members: not an archive of images")));
+        }
+        names += name.len() + if let Place::Alias(target) = &place { target.len() } else { 0 };
+        if names > MAX_NAMES {
+            return Err(Error::new(format_args!(
+                "names of more than {MAX_NAMES} bytes together: not an archive of images"
+            )));
         }
         members.insert(name, place);
     }

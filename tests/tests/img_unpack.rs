@@ -635,6 +635,19 @@ fn layers_under_a_mount_are_not_removed() {
 }
 
 #[test]
+fn names_without_measure_are_errors() {
+    let scratch = Scratch::new(Who::User);
+    let deep = Layer::new().dir(&"a/".repeat(3000));
+    unpack(&scratch, &Image::new(vec![deep])).fails(125, &["layer 1 of 1", "member \"a/a/", "3000 components"]);
+    let long = format!("{}/", "n".repeat(200)).repeat(300);
+    let many = (0..600).fold(Layer::new(), |layer, i| layer.file(&format!("{long}.wh.{i}"), ""));
+    unpack(&scratch, &Image::new(vec![many])).fails(125, &["layer 1 of 1", "in one layer"]);
+    let many = (0..300).fold(Layer::new(), |layer, i| layer.file(&format!("{long}{i}"), ""));
+    let path = scratch.write("names.tar", many.bytes());
+    scratch.run("img-unpack", [path]).fails(125, &["not an archive of images"]);
+}
+
+#[test]
 fn damage_is_found_and_mended() {
     for who in Who::all() {
         let scratch = Scratch::new(who);
