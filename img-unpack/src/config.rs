@@ -1,7 +1,8 @@
 //! An image's configuration as a runtime configuration (image-spec, conversion.md).
 
 use crate::merged::{Found, Merged, is};
-use chain::Document;
+use chain::trace::note;
+use chain::{Document, Error, Result};
 use nix::fcntl::{OFlag, openat};
 use nix::sys::stat::{Mode, SFlag};
 use serde_json::{Map, Value, json};
@@ -17,12 +18,19 @@ const MAX_ACCOUNTS: u64 = 4 << 20;
 pub const ENTRYPOINT: &str = "ctr.entrypoint";
 
 /// The document of an image with this configuration and tree, without its layers.
-pub fn document(config: &Value, tree: &Merged) -> Document {
+///
+/// Errors: `Entrypoint` or `Cmd` is no list, so that what to run would be a guess.
+pub fn document(config: &Value, tree: &Merged) -> Result<Document> {
     let inner = &config["config"];
+    for name in ["Entrypoint", "Cmd"] {
+        if !inner[name].is_array() && !inner[name].is_null() {
+            return Err(Error::new(format_args!("configuration: config.{name} is not a list: {}", inner[name])));
+        }
+    }
     let mut document = Document::new();
     let args: Vec<&str> = texts(&inner["Entrypoint"]).chain(texts(&inner["Cmd"])).collect();
     document.set("process/args", json!(args));
-    document.set("process/env", json!(texts(&inner["Env"]).collect::<Vec<_>>()));
+    document.set("process/env", json!(env(&inner["Env"])));
     let cwd = inner["WorkingDir"].as_str().filter(|dir| !dir.is_empty()).unwrap_or("/");
     document.set("process/cwd", if cwd.starts_with('/') { cwd.to_string() } else { format!("/{cwd}") });
     document.set("process/user", user(inner["User"].as_str().unwrap_or_default(), tree));
@@ -36,7 +44,19 @@ pub fn document(config: &Value, tree: &Merged) -> Document {
     if !annotations.is_empty() {
         document.set("annotations", annotations);
     }
-    document
+    Ok(document)
+}
+
+/// The variables; what has no name is none, and no runtime would take it.
+fn env(value: &Value) -> Vec<&str> {
+    let named = |text: &&str| {
+        let named = !text.is_empty() && !text.starts_with('=');
+        if !named {
+            note(format_args!("the image's variable {text:?} has no name, and is left out"));
+        }
+        named
+    };
+    texts(value).filter(named).collect()
 }
 
 fn texts(value: &Value) -> impl Iterator<Item = &str> {

@@ -120,7 +120,7 @@ fn unpack(store: &Store, request: &Unpack, quiet: bool) -> Result<Outcome> {
     let (source, image, file) = open(store, request)?;
     let unpacked = bring(store, (&source, &image), policy, request.limit, &used, quiet)?;
     let tree = tree(store, &image, policy)?;
-    let mut document = config::document(&image.config, &tree);
+    let mut document = config::document(&image.config, &tree)?;
     if let Some(dir) = &request.flat {
         flat::write(&tree, dir, policy)?;
         let dir = std::path::absolute(dir).map_err(|error| Error::call(format_args!("getcwd()"), error))?;

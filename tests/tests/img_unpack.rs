@@ -127,6 +127,17 @@ fn the_document_is_the_configuration_s() {
 }
 
 #[test]
+fn odd_configurations() {
+    let scratch = Scratch::new(Who::User);
+    let image = |config| Image::new(vec![Layer::new().file("a", "1")]).config(config);
+    let document = unpack(&scratch, &image(json!({"Env": ["=x", "", "A=1"], "Cmd": null}))).json();
+    assert_eq!(document["process"]["env"], json!(["A=1"]));
+    for name in ["Cmd", "Entrypoint"] {
+        unpack(&scratch, &image(json!({name: "sh -c x"}))).fails(125, &[&format!("config.{name} is not a list")]);
+    }
+}
+
+#[test]
 fn archives_layouts_pipes_and_compressions_are_one_image() {
     for who in Who::all() {
         let image = Image::new(vec![Layer::new().file("a", "1"), Layer::new().file("b", "2")]);
