@@ -6,6 +6,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use std::fs;
 use std::io::{BufRead, BufReader};
+use std::os::unix::process::CommandExt;
 use std::process::{Child, Stdio};
 use std::time::Duration;
 
@@ -28,7 +29,8 @@ struct Waiter {
 impl Waiter {
     fn start(scratch: &Scratch, options: &str, command: &[&str]) -> Self {
         let mut run = scratch.command("ns-enter");
-        run.args(options.split(' ')).arg("--").args(command).stdout(Stdio::piped());
+        // In a group of its own: in one that nobody watches (orphaned) nothing stops for SIGTSTP.
+        run.args(options.split(' ')).arg("--").args(command).stdout(Stdio::piped()).process_group(0);
         let mut process = run.spawn().expect("ns-enter");
         let lines = process.stdout.take().map(BufReader::new);
         Waiter { process, lines }
