@@ -287,6 +287,33 @@ fn the_printed_script_does_the_same() {
     }
 }
 
+/// Bytes that a directory takes on disk.
+fn on_disk(dir: &std::path::Path) -> u64 {
+    use std::os::unix::fs::MetadataExt;
+    let own = fs::symlink_metadata(dir).map_or(0, |metadata| metadata.blocks() * 512);
+    let entries = fs::read_dir(dir).into_iter().flatten().flatten();
+    own + entries.map(|entry| on_disk(&entry.path())).sum::<u64>()
+}
+
+#[test]
+fn ten_containers_of_one_image_take_little_more_than_one() {
+    for who in Who::all() {
+        let (scratch, image) = busybox(who);
+        scratch.run("ctr-run", [&image, "true"]).ok();
+        let before = on_disk(&scratch.store());
+        let names: Vec<String> = (0..10).map(|n| format!("c{n}")).collect();
+        for name in &names {
+            scratch.run("ctr-run", ["--name", name, &image, "sh", "-c", "echo small >/file"]).ok();
+        }
+        let grown = on_disk(&scratch.store()) - before;
+        assert!(grown > 0 && grown < 1 << 20, "{who:?}: {grown} bytes");
+        for name in &names {
+            assert_eq!(scratch.run("ctr-run", ["--name", name, &image, "cat", "/file"]).ok(), "small\n");
+            scratch.run("ctr-run", ["--remove", name]).ok();
+        }
+    }
+}
+
 #[test]
 fn data_goes_through_whole() {
     for who in Who::all() {
