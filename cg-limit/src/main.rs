@@ -1,6 +1,4 @@
 //! `cg-limit`: see the library.
-#![forbid(unsafe_code)]
+#![no_main]
 
-fn main() -> std::process::ExitCode {
-    chain::tool::main(&cg_limit::TOOL, &[])
-}
+chain::main!(cg_limit::TOOL);

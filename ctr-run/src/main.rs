@@ -1,6 +1,4 @@
 //! `ctr-run`: see the library.
-#![forbid(unsafe_code)]
+#![no_main]
 
-fn main() -> std::process::ExitCode {
-    chain::tool::main(&ctr_run::TOOL, &ctr_run::LINKS)
-}
+chain::main!(ctr_run::TOOL, &ctr_run::LINKS);

@@ -1,6 +1,4 @@
 //! `img-unpack`: see the library.
-#![forbid(unsafe_code)]
+#![no_main]
 
-fn main() -> std::process::ExitCode {
-    chain::tool::main(&img_unpack::TOOL, &[])
-}
+chain::main!(img_unpack::TOOL);

@@ -1,6 +1,4 @@
 //! `layer-mount`: see the library.
-#![forbid(unsafe_code)]
+#![no_main]
 
-fn main() -> std::process::ExitCode {
-    chain::tool::main(&layer_mount::TOOL, &[])
-}
+chain::main!(layer_mount::TOOL);

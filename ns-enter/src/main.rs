@@ -1,6 +1,4 @@
 //! `ns-enter`: see the library.
-#![forbid(unsafe_code)]
+#![no_main]
 
-fn main() -> std::process::ExitCode {
-    chain::tool::main(&ns_enter::TOOL, &[])
-}
+chain::main!(ns_enter::TOOL);

@@ -1,6 +1,4 @@
 //! `vol-bind`: see the library.
-#![forbid(unsafe_code)]
+#![no_main]
 
-fn main() -> std::process::ExitCode {
-    chain::tool::main(&vol_bind::TOOL, &[])
-}
+chain::main!(vol_bind::TOOL);

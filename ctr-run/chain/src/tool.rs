@@ -4,10 +4,11 @@ use crate::args::Stop;
 use crate::document::Document;
 use crate::error::{Error, FAILED};
 use crate::link::Chain;
+use crate::sys::process;
 use crate::trace;
-use std::ffi::OsString;
+use std::ffi::{OsString, c_char};
 use std::io::{ErrorKind, Write};
-use std::process::ExitCode;
+use std::os::unix::ffi::OsStringExt;
 
 /// A tool: a name, its arguments' grammar, and what it does with them.
 pub struct Tool {
@@ -32,11 +33,37 @@ pub enum Outcome {
     Status(u8),
 }
 
-/// Runs `tool` on this process's arguments. The tools in `links` run in this same process when they come next in the
-/// chain; all other commands are executed.
-pub fn main(tool: &'static Tool, links: &'static [&'static Tool]) -> ExitCode {
-    let args: Vec<OsString> = std::env::args_os().skip(1).collect();
-    ExitCode::from(run(tool, links, &args))
+/// The one `main`: runs the tool on this process's arguments. The tools in the links, if given, run in this same process when
+/// they come next in the chain; all other commands are executed.
+///
+/// The C library calls it, not Rust's runtime: that one prepares for threads and deep stacks, with twenty system calls that a
+/// program which mostly becomes another one has no use for.
+#[macro_export]
+macro_rules! main {
+    ($tool:expr) => {
+        $crate::main!($tool, &[]);
+    };
+    ($tool:expr, $links:expr) => {
+        #[unsafe(no_mangle)]
+        extern "C" fn main(_: i32, arguments: *const *const std::ffi::c_char) -> i32 {
+            // SAFETY: the C library's start code calls this once, with the arguments that the kernel gave.
+            unsafe { $crate::tool::start(&$tool, $links, arguments) }
+        }
+    };
+}
+
+/// What [`main!`](crate::main!) does: prepares this process, runs, gives the exit status.
+///
+/// # Safety
+///
+/// `arguments` is what a `main` of the C language gets. There is no other thread.
+pub unsafe fn start(tool: &Tool, links: &'static [&'static Tool], arguments: *const *const c_char) -> i32 {
+    process::begin();
+    // SAFETY: as this function asks.
+    let arguments = unsafe { process::strings(arguments) };
+    let words: Vec<OsString> =
+        arguments.into_iter().skip(1).map(|word| OsString::from_vec(word.into_bytes())).collect();
+    run(tool, links, &words).into()
 }
 
 /// Runs `tool` with `args` and prints what it gives; the exit status.

@@ -1,7 +1,7 @@
 //! Becoming the next COMMAND of a chain, and staying behind for it where that is needed.
 //!
 //! A link is a function from arguments to effects. [`Chain::exec`] is the one place that decides whether the next link is
-//! called in this process (one of ours, given to [`crate::tool::main`]) or executed.
+//! called in this process (one of ours, given to [`main!`](crate::main!)) or executed.
 //!
 //! Who has something to do when COMMAND has ended (remove a group, a writable layer) says so with [`Chain::after`], and
 //! goes on. The first link that needs a new process ([`Chain::fork`]: a PID namespace), or else [`Chain::exec`] itself,

@@ -1,5 +1,4 @@
-//! Processes: clone3(2), pidfds, parent-death signals, capabilities, descriptors, and what Rust's runtime changes before
-//! `main`.
+//! Processes: clone3(2), pidfds, parent-death signals, capabilities, descriptors, and how a program of ours begins.
 
 use super::check;
 use nix::errno::Errno;
@@ -11,30 +10,41 @@ use std::os::unix::ffi::OsStrExt;
 use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
 
-/// SIGPIPE's handler as the caller left it; Rust's runtime ignores the signal before `main`.
+/// SIGPIPE's handler as the caller left it.
 static SIGPIPE: AtomicUsize = AtomicUsize::new(libc::SIG_DFL);
-/// Bits 0 to 2: the standard descriptors that the caller left closed; Rust's runtime opens /dev/null there.
+/// Bits 0 to 2: the standard descriptors that the caller left closed.
 static CLOSED: AtomicU32 = AtomicU32::new(0);
 
-extern "C" fn note_what_the_caller_left() {
-    // SAFETY: plain system calls on valid, local memory; run once, before `main`, with no other thread.
+/// What a program of ours needs before all else: /dev/null where the caller left a standard descriptor closed, so that no file
+/// is ever taken for one, and EPIPE instead of SIGPIPE. [`restore_what_the_caller_left`] undoes it.
+pub fn begin() {
+    // SAFETY: plain system calls on valid, local memory, with no other thread. A descriptor that was closed belongs to nobody.
     unsafe {
-        let mut old: libc::sigaction = std::mem::zeroed();
-        if libc::sigaction(libc::SIGPIPE, std::ptr::null(), &mut old) == 0 {
-            SIGPIPE.store(old.sa_sigaction, Relaxed);
-        }
         for fd in 0..3 {
-            if libc::fcntl(fd, libc::F_GETFD) < 0 {
+            if libc::fcntl(fd, libc::F_GETFD) < 0 && libc::open(c"/dev/null".as_ptr(), libc::O_RDWR) == fd {
                 CLOSED.fetch_or(1 << fd, Relaxed);
             }
         }
+        SIGPIPE.store(libc::signal(libc::SIGPIPE, libc::SIG_IGN), Relaxed);
     }
 }
 
-// SAFETY: the section holds pointers to functions that the C runtime calls before `main`; this is one.
-#[unsafe(link_section = ".init_array")]
-#[used]
-static BEFORE_MAIN: extern "C" fn() = note_what_the_caller_left;
+/// The strings of an array as `main` gets it.
+///
+/// # Safety
+///
+/// `array` is null, or ends with a null pointer and holds C strings until then, which nothing changes meanwhile.
+pub unsafe fn strings(mut array: *const *const libc::c_char) -> Vec<CString> {
+    let mut strings = Vec::new();
+    // SAFETY: as this function asks.
+    unsafe {
+        while !array.is_null() && !(*array).is_null() {
+            strings.push(CStr::from_ptr(*array).to_owned());
+            array = array.add(1);
+        }
+    }
+    strings
+}
 
 /// Gives SIGPIPE and the standard descriptors back as the caller left them. For just before execve.
 pub fn restore_what_the_caller_left() {
@@ -235,16 +245,8 @@ pub fn environment() -> Vec<CString> {
     unsafe extern "C" {
         static environ: *const *const libc::c_char;
     }
-    let mut entries = Vec::new();
-    // SAFETY: `environ` is null or an array of C strings that ends with a null pointer; nothing changes it meanwhile.
-    unsafe {
-        let mut entry = environ;
-        while !entry.is_null() && !(*entry).is_null() {
-            entries.push(CStr::from_ptr(*entry).to_owned());
-            entry = entry.add(1);
-        }
-    }
-    entries
+    // SAFETY: `environ` is such an array; this single-threaded process does not change it.
+    unsafe { strings(environ) }
 }
 
 /// prctl(2) with up to four numbers; for options whose arguments are no pointers.
