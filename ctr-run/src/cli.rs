@@ -28,13 +28,10 @@ pub struct Cli {
     #[arg(long)]
     pub verbose: bool,
 
-    /// An archive, a layout, `-` (stdin), a reference in the store, or rootfs:DIR
-    #[arg(value_name = "IMAGE")]
-    image: Option<OsString>,
-
-    /// What to run instead of the image's default
-    #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "COMMAND")]
-    command: Vec<OsString>,
+    /// An archive, a layout, `-` (stdin), a reference in the store, or rootfs:DIR; then what to run instead of its default
+    // Options end here, as with `docker run`: what looks like one after it is COMMAND's.
+    #[arg(trailing_var_arg = true, value_name = "IMAGE")]
+    words: Vec<OsString>,
 
     /// Read an OCI configuration instead of an image (`-` is stdin)
     #[arg(long, value_name = "DOC", help_heading = "What to run")]
@@ -306,42 +303,10 @@ const ELSEWHERE: [(&str, &str); 14] = [
 
 /// Parses the arguments. Errors say what to use instead of an option that `docker run` has and this does not.
 pub fn parse(args: &[OsString]) -> Result<Cli, Stop> {
-    // Options end at the first word that is none, as with `docker run`: what looks like one after it is COMMAND's.
-    let (options, words) = args.split_at(first_operand(args));
-    let dashes = words.first().filter(|word| *word != "--").map(|_| OsString::from("--"));
-    let marked: Vec<OsString> = options.iter().cloned().chain(dashes).chain(words.iter().cloned()).collect();
-    chain::args::parse::<Cli>(&marked).map_err(|stop| match stop {
+    chain::args::parse::<Cli>(args).map_err(|stop| match stop {
         Stop::Fail(error) => Stop::Fail(instead(error, args)),
         show => show,
     })
-}
-
-/// Where the options end: at the first word that is neither one nor its value, or after `--`.
-fn first_operand(args: &[OsString]) -> usize {
-    let mut grammar = command();
-    grammar.build();
-    let takes_value =
-        |arg: &&clap::Arg| arg.get_action().takes_values() && arg.get_num_args().is_none_or(|n| n.min_values() > 0);
-    let long = |name: &str| {
-        grammar.get_arguments().find(|arg| arg.get_long_and_visible_aliases().is_some_and(|all| all.contains(&name)))
-    };
-    let short = |letter: char| grammar.get_arguments().find(|arg| arg.get_short() == Some(letter));
-    let mut at = 0;
-    while let Some(word) = args.get(at).map(|word| word.to_string_lossy()) {
-        let value_follows = if word == "--" {
-            return at;
-        } else if let Some(name) = word.strip_prefix("--") {
-            long(name).is_some_and(|arg| takes_value(&arg))
-        } else if let Some(letters) = word.strip_prefix('-').filter(|letters| !letters.is_empty()) {
-            // The first letter that takes a value has the rest as its value, or else the next word.
-            let valued = letters.char_indices().find(|(_, letter)| short(*letter).is_some_and(|arg| takes_value(&arg)));
-            valued.is_some_and(|(place, letter)| place + letter.len_utf8() == letters.len())
-        } else {
-            return at;
-        };
-        at += if value_follows { 2 } else { 1 };
-    }
-    args.len()
 }
 
 fn instead(error: Error, args: &[OsString]) -> Error {
@@ -359,26 +324,19 @@ fn instead(error: Error, args: &[OsString]) -> Error {
 impl Cli {
     /// What to run, and COMMAND (empty: the image's own). Errors: nothing to run, a `rootfs:` without a directory.
     pub fn source(&self) -> Result<(Source, Vec<OsString>)> {
-        let source = match (&self.from, &self.bundle) {
-            (Some(document), _) => Source::Document(document.clone()),
-            (_, Some(bundle)) => Source::Bundle(bundle.clone()),
-            _ => {
-                let Some(image) = &self.image else {
-                    return Err(Error::usage("no IMAGE").hint("--help lists what it can be"));
-                };
-                return Ok((source_of(image)?, self.command_after_dashes().to_vec()));
-            }
+        // Without IMAGE, the first word is COMMAND's.
+        let (source, command) = match (&self.from, &self.bundle, self.words.split_first()) {
+            (Some(document), ..) => (Source::Document(document.clone()), self.words.as_slice()),
+            (_, Some(bundle), _) => (Source::Bundle(bundle.clone()), self.words.as_slice()),
+            (_, _, Some((image, command))) => (source_of(image)?, command),
+            _ => return Err(Error::usage("no IMAGE").hint("--help lists what it can be")),
         };
-        // There is no IMAGE, so the first word is COMMAND's.
-        Ok((source, self.image.iter().chain(self.command_after_dashes()).cloned().collect()))
-    }
-
-    /// COMMAND without a "--" before it, which is a matter of taste.
-    fn command_after_dashes(&self) -> &[OsString] {
-        match self.command.split_first() {
+        // A "--" before COMMAND is a matter of taste.
+        let command = match command.split_first() {
             Some((first, rest)) if first == "--" => rest,
-            _ => &self.command,
-        }
+            _ => command,
+        };
+        Ok((source, command.to_vec()))
     }
 }
 
