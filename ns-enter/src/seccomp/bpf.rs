@@ -102,18 +102,17 @@ const fn instruction(code: u16, if_true: u8, if_false: u8, k: u32) -> [u8; 8] {
 
 /// The filter for `machines`; calls of an architecture that is not among them meet `foreign`.
 pub fn compile(machines: &[Machine], foreign: u32) -> Program {
-    let mut program = Program::default();
-    program.push(LOAD, 0, 0, ARCHITECTURE);
-    for machine in machines {
-        let mut section = Program::default();
-        section.push(LOAD, 0, 0, NUMBER);
-        section.append(search(&ranges(machine)));
-        program.push(JUMP_EQUAL, 1, 0, machine.audit);
-        program.push(JUMP, 0, 0, section.code.len() as u32);
-        program.append(section);
+    let mut code = Assembler::default();
+    let mut next = code.verdict(foreign);
+    for machine in machines.iter().rev() {
+        let found = code.search(&ranges(machine));
+        code.fall_into(found);
+        let section = code.put(LOAD, 0, 0, NUMBER);
+        next = code.branch(JUMP_EQUAL, machine.audit, section, next);
     }
-    program.push(RETURN, 0, 0, foreign);
-    program
+    code.fall_into(next);
+    code.put(LOAD, 0, 0, ARCHITECTURE);
+    code.finish()
 }
 
 /// All numbers, as ranges with the same treatment: where each starts.
@@ -140,105 +139,132 @@ fn ranges(machine: &Machine) -> Vec<(u32, Call)> {
     merged
 }
 
-/// Finds the range that the number in the accumulator is in.
-fn search(ranges: &[(u32, Call)]) -> Program {
-    let mut program = Program::default();
-    let (low, high) = ranges.split_at(ranges.len() / 2);
-    if low.is_empty() {
-        if let Some((_, call)) = high.first() {
-            program.call(call);
-        }
-        return program;
-    }
-    let left = search(low);
-    match u8::try_from(left.code.len()) {
-        Ok(length) => program.push(JUMP_GREATER_EQUAL, length, 0, high[0].0),
-        Err(_) => {
-            program.push(JUMP_GREATER_EQUAL, 0, 1, high[0].0);
-            program.push(JUMP, 0, 0, left.code.len() as u32);
-        }
-    }
-    program.append(left);
-    program.append(search(high));
-    program
+/// A place in a program: how many instructions follow the one that is meant.
+type Label = usize;
+
+/// Puts a program together from its end: jumps go forward only, so what they lead to is there already, and can be shared.
+#[derive(Default)]
+struct Assembler {
+    /// The last instruction first.
+    code: Vec<[u8; 8]>,
+    gates: Vec<(Label, u64)>,
+    /// For each verdict the instruction that gave it last.
+    verdicts: BTreeMap<u32, Label>,
 }
 
-impl Program {
-    fn push(&mut self, code: u16, if_true: u8, if_false: u8, k: u32) {
+/// How far back a verdict is shared: short jumps (up to 255) from some way on still reach it.
+const NEAR: usize = 128;
+
+impl Assembler {
+    fn put(&mut self, code: u16, if_true: u8, if_false: u8, k: u32) -> Label {
         self.code.push(instruction(code, if_true, if_false, k));
+        self.code.len() - 1
     }
 
-    fn append(&mut self, other: Program) {
-        let base = self.code.len() as u16;
-        self.code.extend(other.code);
-        self.gates.extend(other.gates.into_iter().map(|(at, mask)| (base.wrapping_add(at), mask)));
-    }
-
-    fn call(&mut self, call: &Call) {
-        if call.gate != 0 {
-            self.gates.push((self.code.len() as u16, call.gate));
-        }
-        for rule in &call.rules {
-            let mut failing = Vec::new();
-            for condition in &rule.conditions {
-                self.condition(condition, &mut failing);
-            }
-            self.push(RETURN, 0, 0, rule.verdict);
-            // At most six conditions of six instructions each: the distance fits.
-            let end = self.code.len();
-            for (at, side) in failing {
-                self.code[at][side] = (end - at - 1) as u8;
+    /// An instruction that gives `verdict`, which others may lead to too.
+    fn verdict(&mut self, verdict: u32) -> Label {
+        match self.verdicts.get(&verdict) {
+            Some(label) if self.code.len() - label < NEAR => *label,
+            _ => {
+                let label = self.put(RETURN, 0, 0, verdict);
+                self.verdicts.insert(verdict, label);
+                label
             }
         }
-        self.push(RETURN, 0, 0, call.otherwise);
     }
 
-    /// Goes on where `condition` holds. Where it does not: a jump noted in `failing` as instruction and byte.
-    fn condition(&mut self, condition: &Condition, failing: &mut Vec<(usize, usize)>) {
-        const TRUE: usize = 2;
-        const FALSE: usize = 3;
+    /// What is put next goes on at `label`.
+    fn fall_into(&mut self, label: Label) {
+        if label + 1 != self.code.len() {
+            self.put(JUMP, 0, 0, (self.code.len() - label - 1) as u32);
+        }
+    }
+
+    /// A comparison with the accumulator that goes on at one of two places.
+    fn branch(&mut self, code: u16, k: u32, if_true: Label, if_false: Label) -> Label {
+        // One more, for the other's long jump.
+        let far = |assembler: &Self, label: Label| assembler.code.len() - label > 255;
+        let mut near =
+            |label| if far(self, label) { self.put(JUMP, 0, 0, (self.code.len() - label - 1) as u32) } else { label };
+        let (if_true, if_false) = (near(if_true), near(if_false));
+        let at = self.code.len();
+        self.put(code, (at - if_true - 1) as u8, (at - if_false - 1) as u8, k)
+    }
+
+    /// Finds the range that the number in the accumulator is in.
+    fn search(&mut self, ranges: &[(u32, Call)]) -> Label {
+        match ranges {
+            [] => self.verdict(KILL_PROCESS),
+            [(_, call)] => self.call(call),
+            _ => {
+                let (low, high) = ranges.split_at(ranges.len() / 2);
+                let (below, from) = (self.search(low), self.search(high));
+                self.branch(JUMP_GREATER_EQUAL, high[0].0, from, below)
+            }
+        }
+    }
+
+    fn call(&mut self, call: &Call) -> Label {
+        let gated = call.gate != 0;
+        let mut label = match gated && call.rules.is_empty() {
+            // Not shared: who has the capability gets another verdict here.
+            true => self.put(RETURN, 0, 0, call.otherwise),
+            false => self.verdict(call.otherwise),
+        };
+        for rule in call.rules.iter().rev() {
+            let next = label;
+            label = self.put(RETURN, 0, 0, rule.verdict);
+            for condition in rule.conditions.iter().rev() {
+                label = self.condition(condition, next);
+            }
+        }
+        if gated {
+            self.gates.push((label, call.gate));
+        }
+        label
+    }
+
+    /// Goes on with what was put last where `condition` holds, and else at `fails`.
+    fn condition(&mut self, condition: &Condition, fails: Label) -> Label {
+        let holds = self.code.len() - 1;
         let low_at = ARGUMENTS + 8 * u32::from(condition.argument);
         let (low, high) = (condition.value as u32, (condition.value >> 32) as u32);
-        let mut fails = |program: &Program, side| failing.push((program.code.len() - 1, side));
-        if condition.wide {
-            self.push(LOAD, 0, 0, low_at + 4);
-            match condition.test {
-                Test::Equal => {
-                    self.push(JUMP_EQUAL, 0, 0, high);
-                    fails(self, FALSE);
-                }
-                // Past the two instructions for the low half: it holds already.
-                Test::NotEqual => self.push(JUMP_EQUAL, 0, 2, high),
-                Test::Greater | Test::GreaterEqual => {
-                    self.push(JUMP_GREATER, 3, 0, high);
-                    self.push(JUMP_EQUAL, 0, 0, high);
-                    fails(self, FALSE);
-                }
-                Test::Less | Test::LessEqual => {
-                    self.push(JUMP_GREATER, 0, 0, high);
-                    fails(self, TRUE);
-                    self.push(JUMP_EQUAL, 0, 2, high);
-                }
-                Test::Masked(mask) => {
-                    self.push(AND, 0, 0, (mask >> 32) as u32);
-                    self.push(JUMP_EQUAL, 0, 0, high);
-                    fails(self, FALSE);
-                }
-            }
-        }
-        self.push(LOAD, 0, 0, low_at);
-        if let Test::Masked(mask) = condition.test {
-            self.push(AND, 0, 0, mask as u32);
-        }
-        let (code, side) = match condition.test {
-            Test::Equal | Test::Masked(_) => (JUMP_EQUAL, FALSE),
-            Test::NotEqual => (JUMP_EQUAL, TRUE),
-            Test::Greater => (JUMP_GREATER, FALSE),
-            Test::GreaterEqual => (JUMP_GREATER_EQUAL, FALSE),
-            Test::Less => (JUMP_GREATER_EQUAL, TRUE),
-            Test::LessEqual => (JUMP_GREATER, TRUE),
+        match condition.test {
+            Test::Equal | Test::Masked(_) => self.branch(JUMP_EQUAL, low, holds, fails),
+            Test::NotEqual => self.branch(JUMP_EQUAL, low, fails, holds),
+            Test::Greater => self.branch(JUMP_GREATER, low, holds, fails),
+            Test::GreaterEqual => self.branch(JUMP_GREATER_EQUAL, low, holds, fails),
+            Test::Less => self.branch(JUMP_GREATER_EQUAL, low, fails, holds),
+            Test::LessEqual => self.branch(JUMP_GREATER, low, fails, holds),
         };
-        self.push(code, 0, 0, low);
-        fails(self, side);
+        if let Test::Masked(mask) = condition.test {
+            self.put(AND, 0, 0, mask as u32);
+        }
+        let low_half = self.put(LOAD, 0, 0, low_at);
+        if !condition.wide {
+            return low_half;
+        }
+        match condition.test {
+            Test::Equal | Test::Masked(_) => self.branch(JUMP_EQUAL, high, low_half, fails),
+            Test::NotEqual => self.branch(JUMP_EQUAL, high, low_half, holds),
+            Test::Greater | Test::GreaterEqual => {
+                let equal = self.branch(JUMP_EQUAL, high, low_half, fails);
+                self.branch(JUMP_GREATER, high, holds, equal)
+            }
+            Test::Less | Test::LessEqual => {
+                let equal = self.branch(JUMP_EQUAL, high, low_half, holds);
+                self.branch(JUMP_GREATER, high, fails, equal)
+            }
+        };
+        if let Test::Masked(mask) = condition.test {
+            self.put(AND, 0, 0, (mask >> 32) as u32);
+        }
+        self.put(LOAD, 0, 0, low_at + 4)
+    }
+
+    fn finish(self) -> Program {
+        let last = self.code.len() - 1;
+        let gates = self.gates.into_iter().map(|(label, mask)| ((last - label) as u16, mask)).collect();
+        Program { code: self.code.into_iter().rev().collect(), gates }
     }
 }
