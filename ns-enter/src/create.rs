@@ -103,15 +103,15 @@ pub fn create(
             let network = Rc::clone(&network);
             chain.after(move |_| drop(network.take()));
         }
-        let prepare = |pid: Pid| {
+        let prepare = |child: &dyn Fn() -> Pid| {
             let maps = maps.filter(|_| flags & libc::CLONE_NEWUSER != 0);
             if let Some(maps) = maps {
-                maps.write(pid)?;
+                maps.write(child())?;
             }
             if let Some(ports) = &setup.pasta {
-                *network.borrow_mut() = Some(pasta::start(pid, maps.is_some(), ports)?);
+                *network.borrow_mut() = Some(pasta::start(child(), maps.is_some(), ports)?);
             }
-            keeper.as_ref().map_or(Ok(()), |keeper| keeper.process_is(pid))
+            keeper.as_ref().map_or(Ok(()), |keeper| keeper.process_is(child()))
         };
         let forked = chain.fork(flags as u64, prepare).map_err(|error| explain(error, flags, selection))?;
         if let Forked::Parent(outcome) = forked {

@@ -7,14 +7,11 @@ use chain::{Chain, Error, Result};
 use nix::errno::Errno;
 use std::ffi::OsString;
 use std::fs;
-use std::io::Read;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 /// As deep as the kernel follows `#!` lines.
 const MAX_INTERPRETERS: u32 = 5;
-/// Where a file says what runs it.
-const HEAD: u64 = 1 << 16;
 
 /// Which file this program is.
 pub struct Identity(Option<(u64, u64)>);
@@ -50,7 +47,5 @@ impl Identity {
 
 /// What the kernel would start to run this regular file.
 fn interpreter(path: &Path) -> Option<PathBuf> {
-    let mut head = Vec::new();
-    fs::File::open(path).ok()?.take(HEAD).read_to_end(&mut head).ok()?;
-    chain::link::interpreter(&head).map(PathBuf::from)
+    chain::link::interpreter(&fs::File::open(path).ok()?).map(PathBuf::from)
 }

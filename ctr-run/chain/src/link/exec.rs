@@ -6,9 +6,10 @@ use crate::sys::{c_string, process};
 use crate::trace;
 use nix::errno::Errno;
 use std::ffi::{CString, OsStr, OsString};
-use std::fs::File;
+use std::fs::{File, Metadata};
 use std::io::Read;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 /// Becomes `command`; gives why it could not.
@@ -95,33 +96,37 @@ fn explain(path: &Path, errno: Errno) -> Option<String> {
     if !metadata.is_file() {
         return Some("it is not a regular file".into());
     }
-    let mut head = Vec::new();
-    File::open(path).ok()?.take(1 << 16).read_to_end(&mut head).ok()?;
+    let file = File::open(path).ok()?;
     match errno {
-        Errno::ENOENT => missing_interpreter(&head),
-        Errno::ENOEXEC => Some(wrong_format(&head)),
-        Errno::EACCES => denied(path, &head),
+        Errno::ENOENT => missing_interpreter(&file),
+        Errno::ENOEXEC => Some(wrong_format(&head(&file)?)),
+        Errno::EACCES => denied(&metadata, &file),
         Errno::ETXTBSY => Some("it is open for writing".into()),
         _ => None,
     }
 }
 
-fn missing_interpreter(head: &[u8]) -> Option<String> {
-    if let Some(script) = shebang(head) {
+/// The beginning of a file that says what kind it is, as much as the kernel looks at (`BINPRM_BUF_SIZE`).
+fn head(file: &File) -> Option<Vec<u8>> {
+    let mut head = Vec::new();
+    file.take(256).read_to_end(&mut head).ok()?;
+    Some(head)
+}
+
+fn missing_interpreter(file: &File) -> Option<String> {
+    if let Some(script) = shebang(&head(file)?) {
         let cr = if script.as_bytes().ends_with(b"\r") { ", and the #! line ends with a carriage return" } else { "" };
         return Some(format!("its interpreter {script:?} is missing here{cr}"));
     }
-    elf_interpreter(head)
+    elf_interpreter(file)
         .map(|loader| format!("its loader {loader:?} is missing here: it was made for another C library"))
 }
 
-fn denied(path: &Path, head: &[u8]) -> Option<String> {
-    use std::os::unix::fs::PermissionsExt;
-    let mode = path.metadata().ok()?.permissions().mode();
-    if mode & 0o111 == 0 {
+fn denied(metadata: &Metadata, file: &File) -> Option<String> {
+    if metadata.permissions().mode() & 0o111 == 0 {
         return Some("it has no execute permission".into());
     }
-    if let Some(script) = shebang(head) {
+    if let Some(script) = shebang(&head(file)?) {
         return Some(format!("its interpreter {script:?} may not be run"));
     }
     None
@@ -141,8 +146,8 @@ fn wrong_format(head: &[u8]) -> String {
 }
 
 /// See [`super::interpreter`].
-pub fn interpreter(head: &[u8]) -> Option<OsString> {
-    shebang(head).or_else(|| elf_interpreter(head))
+pub fn interpreter(file: &File) -> Option<OsString> {
+    shebang(&head(file)?).or_else(|| elf_interpreter(file))
 }
 
 /// The interpreter of a `#!` line.
@@ -171,39 +176,43 @@ fn elf_machine(head: &[u8]) -> Option<String> {
 }
 
 /// The loader that a little-endian ELF file asks for (PT_INTERP, elf(5)).
-fn elf_interpreter(head: &[u8]) -> Option<OsString> {
+fn elf_interpreter(file: &File) -> Option<OsString> {
     const PT_INTERP: u64 = 3;
-    if !head.starts_with(b"\x7fELF") || *head.get(5)? != 1 {
+    let read = |at: u64, size: u64| -> Option<Vec<u8>> {
+        let mut bytes = vec![0; usize::try_from(size).ok()?];
+        file.read_exact_at(&mut bytes, at).ok().map(|()| bytes)
+    };
+    let number = |bytes: &[u8], at: usize, size: usize| -> Option<u64> {
+        Some(bytes.get(at..at + size)?.iter().rev().fold(0, |n, &b| n << 8 | u64::from(b)))
+    };
+    let header = read(0, 52)?;
+    if !header.starts_with(b"\x7fELF") || header[5] != 1 {
         return None;
     }
-    let wide = *head.get(4)? == 2;
-    let number = |at: usize, size: usize| -> Option<u64> {
-        let bytes = head.get(at..at.checked_add(size)?)?;
-        Some(bytes.iter().rev().fold(0, |n, &b| n << 8 | u64::from(b)))
-    };
+    let wide = header[4] == 2;
+    let header = if wide { read(0, 64)? } else { header };
     let (table, size, count) = if wide {
-        (number(32, 8)?, number(54, 2)?, number(56, 2)?)
+        (number(&header, 32, 8)?, number(&header, 54, 2)?, number(&header, 56, 2)?)
     } else {
-        (number(28, 4)?, number(42, 2)?, number(44, 2)?)
+        (number(&header, 28, 4)?, number(&header, 42, 2)?, number(&header, 44, 2)?)
     };
-    for index in 0..count {
-        let at = usize::try_from(table.checked_add(index * size)?).ok()?;
-        if number(at, 4)? != PT_INTERP {
-            continue;
-        }
-        let (offset, length) =
-            if wide { (number(at + 8, 8)?, number(at + 32, 8)?) } else { (number(at + 4, 4)?, number(at + 16, 4)?) };
-        let start = usize::try_from(offset).ok()?;
-        let text = head.get(start..start.checked_add(usize::try_from(length).ok()?)?)?;
-        let text = text.split(|&b| b == 0).next()?;
-        return Some(OsString::from_vec(text.to_vec()));
-    }
-    None
+    // The kernel takes no larger table and no longer name.
+    let table = read(table, Some(size * count).filter(|bytes| *bytes <= 1 << 16)?)?;
+    let mut entries = table.chunks_exact(usize::try_from(size).ok().filter(|size| *size > 0)?);
+    let entry = entries.find(|entry| number(entry, 0, 4) == Some(PT_INTERP))?;
+    let (offset, length) = if wide {
+        (number(entry, 8, 8)?, number(entry, 32, 8)?)
+    } else {
+        (number(entry, 4, 4)?, number(entry, 16, 4)?)
+    };
+    let text = read(offset, Some(length).filter(|length| *length <= libc::PATH_MAX as u64)?)?;
+    Some(OsString::from_vec(text.split(|&b| b == 0).next()?.to_vec()))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::io::{Seek, Write};
 
     #[test]
     fn names_are_looked_for_in_path_order() {
@@ -226,10 +235,26 @@ mod tests {
     fn headers_tell_what_is_missing() {
         assert_eq!(shebang(b"#! /bin/foo -x\n"), Some("/bin/foo".into()));
         assert_eq!(shebang(b"#!\n"), None);
-        assert!(missing_interpreter(b"#!/bin/sh\r\n").unwrap().contains("carriage return"));
+        let file = |bytes: &[u8]| {
+            let mut file = tempfile::tempfile().unwrap();
+            file.write_all(bytes).unwrap();
+            file.seek(std::io::SeekFrom::Start(0)).unwrap();
+            file
+        };
+        assert!(missing_interpreter(&file(b"#!/bin/sh\r\n")).unwrap().contains("carriage return"));
         assert_eq!(wrong_format(b"!/usr/bin/env x\n"), "it is text without a #! line");
         let own = std::fs::read("/proc/self/exe").unwrap();
         assert_eq!(elf_machine(&own).as_deref(), Some(std::env::consts::ARCH));
-        assert_eq!(elf_interpreter(b"\x7fELF\x02\x01garbage"), None);
+        assert_eq!(elf_interpreter(&file(b"\x7fELF\x02\x01garbage")), None);
+        let mut far = vec![0; 1 << 20];
+        far[..6].copy_from_slice(b"\x7fELF\x02\x01");
+        far[32..40].copy_from_slice(&(1u64 << 19).to_le_bytes());
+        far[54..58].copy_from_slice(&[56, 0, 2, 0]);
+        let entry = (1 << 19) + 56;
+        far[entry] = 3;
+        far[entry + 8..entry + 16].copy_from_slice(&1_000_000u64.to_le_bytes());
+        far[entry + 32] = 8;
+        far[1_000_000..1_000_008].copy_from_slice(b"/lib/ld\0");
+        assert_eq!(elf_interpreter(&file(&far)), Some("/lib/ld".into()));
     }
 }

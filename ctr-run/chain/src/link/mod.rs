@@ -20,6 +20,7 @@ use crate::error::{Error, Result};
 use crate::tool::{Outcome, Tool};
 use crate::trace;
 use std::ffi::{CString, OsString};
+use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 
@@ -160,9 +161,9 @@ impl Chain {
     }
 }
 
-/// What the kernel would start to run a file that begins with `head`: the program of its `#!` line, or its ELF loader.
-pub fn interpreter(head: &[u8]) -> Option<OsString> {
-    exec::interpreter(head)
+/// What the kernel would start to run `file`: the program of its `#!` line, or its ELF loader.
+pub fn interpreter(file: &File) -> Option<OsString> {
+    exec::interpreter(file)
 }
 
 /// Where `name` would be found: in `path` (`:`-separated, an empty part is the current directory) unless it has a slash.

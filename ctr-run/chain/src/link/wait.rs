@@ -70,10 +70,10 @@ const STOPPED: u8 = b's';
 const TERMINAL: u8 = b't';
 
 impl Chain {
-    /// Splits. The child is in new namespaces if `flags` has `CLONE_NEW…`, and goes on when `prepare` (which has the
-    /// child's process number, as /proc has it) has succeeded in the parent. The parent waits for the child, does what was asked for with
-    /// [`Chain::after`], and gives COMMAND's status.
-    pub fn fork(&mut self, flags: u64, prepare: impl FnOnce(Pid) -> Result<()>) -> Result<Forked> {
+    /// Splits. The child is in new namespaces if `flags` has `CLONE_NEW…`, and goes on when `prepare` (which can ask for the
+    /// child's process number, as /proc has it) has succeeded in the parent. The parent waits for the child, does what was
+    /// asked for with [`Chain::after`], and gives COMMAND's status.
+    pub fn fork(&mut self, flags: u64, prepare: impl FnOnce(&dyn Fn() -> Pid) -> Result<()>) -> Result<Forked> {
         self.split(false, flags, prepare)
     }
 
@@ -107,7 +107,10 @@ impl Chain {
         })
     }
 
-    fn split(&mut self, init: bool, flags: u64, prepare: impl FnOnce(Pid) -> Result<()>) -> Result<Forked> {
+    fn split<F>(&mut self, init: bool, flags: u64, prepare: F) -> Result<Forked>
+    where
+        F: FnOnce(&dyn Fn() -> Pid) -> Result<()>,
+    {
         for hook in std::mem::take(&mut self.at_split) {
             hook(flags)?;
         }
@@ -140,8 +143,8 @@ impl Chain {
             None => Ok(()),
         };
         let tell = || descriptor::send(&own, b'g', &[]).call(format_args!("sendmsg(child)"));
-        let seen = process::number_in_proc(&pidfd).unwrap_or(pid);
-        let go = || prepare(seen).and_then(|()| note()).and_then(|()| tell());
+        let seen = || process::number_in_proc(&pidfd).unwrap_or(pid);
+        let go = || prepare(&seen).and_then(|()| note()).and_then(|()| tell());
         if let Err(error) = go() {
             let _ = process::pidfd_send_signal(&pidfd, Signal::SIGKILL as i32);
             let _ = waitpid(pid, None);
