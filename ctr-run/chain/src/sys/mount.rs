@@ -69,7 +69,7 @@ pub fn move_mount(mount: impl AsFd, to: impl AsFd) -> Result<(), Errno> {
 }
 
 /// Puts the mount `mount` at the name `path` in the directory `dir`; a symbolic link there is not followed.
-pub fn move_mount_at(mount: impl AsFd, dir: impl AsFd, path: &str) -> Result<(), Errno> {
+pub fn move_mount_at(mount: impl AsFd, dir: impl AsFd, path: impl AsRef<OsStr>) -> Result<(), Errno> {
     const F_EMPTY_PATH: u32 = 0x4;
     let path = c_string(path)?;
     let (from, to) = (mount.as_fd().as_raw_fd(), dir.as_fd().as_raw_fd());
