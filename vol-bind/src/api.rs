@@ -2,6 +2,7 @@
 //!
 //! On the way to every container's start, so with as few system calls as it takes; what may fail is tried, not probed.
 
+use crate::devices::{self, Node};
 use crate::filesystem::{self, attach, attach_at, create};
 use crate::undoing::Undoing;
 use chain::root::Root;
@@ -13,7 +14,7 @@ use chain::{Error, Result, ResultExt, mountinfo};
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, openat};
 use nix::mount::MsFlags;
-use nix::sys::stat::{Mode, SFlag, makedev, mkdirat, mknodat};
+use nix::sys::stat::{Mode, SFlag, makedev, mkdirat};
 use nix::unistd::symlinkat;
 use serde_json::{Value, json};
 use std::ffi::OsStr;
@@ -54,15 +55,26 @@ const LINKS: [(&str, &str); 5] = [
     ("ptmx", "pts/ptmx"),
 ];
 
+/// How the API file systems are made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Api {
+    /// Size of /dev/shm in bytes.
+    pub shm_size: u64,
+    /// Whether /dev has every device of the machine.
+    pub all_devices: bool,
+    /// Whether /sys, and the groups in /sys/fs/cgroup, can be written.
+    pub writable_sys: bool,
+}
+
 /// Mounts what belongs at /dev, /proc and /sys of `root`, but for the `taken` targets, which something else comes to. With
-/// `nodev`, no device but the machine's own six can be used in /dev.
+/// `nodev`, no nodes can be used in /dev but those that are made here.
 ///
 /// Errors: /dev, /proc or /sys is a symbolic link; the PID namespace is another's. What only shows a namespace that is
 /// another's (/sys, mqueue, cgroup) is replaced or left out, and `-v` tells.
-pub fn mount(root: &Root, shm_size: u64, nodev: bool, taken: &[&Path], undoing: &mut Undoing) -> Result<()> {
+pub fn mount(root: &Root, api: Api, nodev: bool, taken: &[&Path], undoing: &mut Undoing) -> Result<()> {
     let wanted = |target: &str| !taken.contains(&Path::new(target));
     if wanted("/dev") {
-        dev(root, shm_size, nodev, &wanted, undoing)?;
+        dev(root, api, nodev, &wanted, undoing)?;
     }
     if wanted("/proc") {
         let at = directory(root, "proc", undoing)?;
@@ -72,10 +84,11 @@ pub fn mount(root: &Root, shm_size: u64, nodev: bool, taken: &[&Path], undoing: 
     }
     if wanted("/sys") {
         let at = directory(root, "sys", undoing)?;
-        if let Some(sys) = sysfs()? {
+        let access = if api.writable_sys { 0 } else { ATTR_RDONLY };
+        if let Some(sys) = sysfs(access)? {
             attach(&sys, &at, "/sys")?;
             if wanted("/sys/fs/cgroup") {
-                cgroup(&sys)?;
+                cgroup(&sys, access)?;
             }
             undoing.mounted(sys);
         }
@@ -114,7 +127,7 @@ fn directory(root: &Root, name: &str, undoing: &mut Undoing) -> Result<OwnedFd> 
     })
 }
 
-fn dev(root: &Root, shm_size: u64, nodev: bool, wanted: &impl Fn(&str) -> bool, undoing: &mut Undoing) -> Result<()> {
+fn dev(root: &Root, api: Api, nodev: bool, wanted: &impl Fn(&str) -> bool, undoing: &mut Undoing) -> Result<()> {
     let at = directory(root, "dev", undoing)?;
     let attributes = if nodev { ATTR_NOSUID | ATTR_NODEV } else { ATTR_NOSUID };
     let dev = create("tmpfs", OsStr::new("tmpfs"), &[("mode", Some("755")), ("size", Some("65536k"))], attributes)?;
@@ -126,11 +139,14 @@ fn dev(root: &Root, shm_size: u64, nodev: bool, wanted: &impl Fn(&str) -> bool, 
     if Path::new("/proc/kcore").exists() {
         link(&dev, "core", "/proc/kcore")?;
     }
+    if api.all_devices {
+        devices::all(&dev, nodev)?;
+    }
     if wanted("/dev/pts") {
         attach_new(&dev, "pts", devpts()?)?;
     }
     if wanted("/dev/shm") {
-        let data = [("mode", Some("1777")), ("size", Some(&*shm_size.to_string()))];
+        let data = [("mode", Some("1777")), ("size", Some(&*api.shm_size.to_string()))];
         attach_new(&dev, "shm", create("tmpfs", OsStr::new("shm"), &data, SECURE)?)?;
     }
     if wanted("/dev/mqueue") {
@@ -159,42 +175,13 @@ fn link(dev: &OwnedFd, name: &str, target: &str) -> Result<()> {
     op(format_args!("symlinkat({target:?}, \"/dev\", {name:?})"), || symlinkat(target, dev, name))
 }
 
-/// The six nodes: made, or the machine's own bound where this user namespace may not make any, or none would work.
+/// The six nodes.
 fn nodes(dev: &OwnedFd, nodev: bool) -> Result<()> {
-    let mode = Mode::from_bits_truncate(0o666);
     for (name, major, minor) in NODES {
-        if nodev {
-            bind_node(dev, name)?;
-            continue;
-        }
-        let made = op(format_args!("mknodat(\"/dev\", {name:?}, S_IFCHR|0666, {major}:{minor})"), || {
-            mknodat(dev, name, SFlag::S_IFCHR, mode, makedev(major, minor))
-        });
-        match made {
-            Err(error) if error.errno() == Some(Errno::EPERM) => bind_node(dev, name)?,
-            other => other?,
-        }
+        let node = Node { kind: SFlag::S_IFCHR, mode: 0o666, owner: None, number: makedev(major, minor) };
+        devices::node(dev, Path::new(name), &node, nodev)?;
     }
     Ok(())
-}
-
-fn bind_node(dev: &OwnedFd, name: &str) -> Result<()> {
-    let path = Path::new("/dev").join(name);
-    let node =
-        op(format_args!("open_tree({path:?}, OPEN_TREE_CLONE)"), || kernel::open_tree(None, &path, OPEN_TREE_CLONE))
-            .map_err(filesystem::explain)?;
-    op(format_args!("openat(\"/dev\", {name:?}, O_CREAT|O_EXCL, 0666)"), || {
-        let flags = OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_WRONLY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-        openat(dev, name, flags, Mode::from_bits_truncate(0o666)).map(drop)
-    })?;
-    private(&node)?;
-    attach_at(node, dev, name)
-}
-
-/// Mounts of a copy of what others have go to no one else.
-fn private(mount: &OwnedFd) -> Result<()> {
-    let change = Change { propagation: MsFlags::MS_PRIVATE.bits(), ..Change::default() };
-    op(format_args!("mount_setattr(MS_PRIVATE)"), || kernel::mount_setattr(mount, true, change))
 }
 
 /// An instance of its own. Group 5 is `tty` by tradition; where it is not mapped, the kernel refuses it.
@@ -227,20 +214,27 @@ pub fn explain_proc(error: Error) -> Error {
     }
 }
 
-/// A read-only sysfs of this network namespace; else the machine's /sys with all below it, read-only; else none.
-fn sysfs() -> Result<Option<OwnedFd>> {
-    match create("sysfs", OsStr::new("sysfs"), &[], SECURE | ATTR_RDONLY) {
+/// A sysfs of this network namespace; else the machine's /sys with all below it; else none. `access` is `ATTR_RDONLY`, or 0
+/// for one that can be written, as far as the kernel lets this user namespace.
+fn sysfs(access: u64) -> Result<Option<OwnedFd>> {
+    match create("sysfs", OsStr::new("sysfs"), &[], SECURE | access) {
         Err(error) if error.errno() == Some(Errno::EPERM) => {}
         other => return other.map(Some),
     }
-    note(format_args!("/sys is the machine's, read-only: a new one needs an own network namespace"));
+    if access == 0 && !filesystem::belongs_elsewhere("net") {
+        note(format_args!("/sys is read-only: so is the one around this user namespace"));
+        return sysfs(ATTR_RDONLY);
+    }
+    note(format_args!("/sys is the machine's: a new one needs an own network namespace"));
     let flags = OPEN_TREE_CLONE | AT_RECURSIVE;
     let bound = op(format_args!("open_tree(\"/sys\", OPEN_TREE_CLONE|AT_RECURSIVE)"), || {
         kernel::open_tree(None, Path::new("/sys"), flags)
     })
     .and_then(|sys| {
-        let change = Change { set: SECURE | ATTR_RDONLY, propagation: MsFlags::MS_PRIVATE.bits(), ..Change::default() };
-        op(format_args!("mount_setattr(\"/sys\", ro, AT_RECURSIVE)"), || kernel::mount_setattr(&sys, true, change))?;
+        let change = Change { set: SECURE | access, propagation: MsFlags::MS_PRIVATE.bits(), ..Change::default() };
+        op(format_args!("mount_setattr(\"/sys\", {:#x}, AT_RECURSIVE)", change.set), || {
+            kernel::mount_setattr(&sys, true, change)
+        })?;
         Ok(sys)
     });
     match bound {
@@ -252,16 +246,16 @@ fn sysfs() -> Result<Option<OwnedFd>> {
     }
 }
 
-/// /sys/fs/cgroup, read-only: of version 2, or of version 1 with one mount for each hierarchy. Left out where this cgroup
-/// namespace is another's.
-fn cgroup(sys: &OwnedFd) -> Result<()> {
+/// /sys/fs/cgroup: of version 2, or of version 1 with one mount for each hierarchy; `access` as for [`sysfs`]. Left out where
+/// this cgroup namespace is another's.
+fn cgroup(sys: &OwnedFd, access: u64) -> Result<()> {
     const PLACE: &str = "fs/cgroup";
     let unified = |attributes| create("cgroup2", OsStr::new("cgroup"), &[], attributes);
     let hierarchies = hierarchies()?;
     let mounted = if hierarchies.is_empty() {
-        unified(SECURE | ATTR_RDONLY).and_then(|cgroup| attach_at(cgroup, sys, PLACE))
+        unified(SECURE | access).and_then(|cgroup| attach_at(cgroup, sys, PLACE))
     } else {
-        version_1(sys, PLACE, &hierarchies)
+        version_1(sys, PLACE, &hierarchies, access)
     };
     match mounted {
         Err(error) if matches!(error.errno(), Some(Errno::EPERM | Errno::ENOENT | Errno::EBUSY | Errno::ENODEV)) => {
@@ -281,15 +275,15 @@ fn hierarchies() -> Result<Vec<String>> {
     Ok(text.lines().filter_map(controllers).collect())
 }
 
-fn version_1(sys: &OwnedFd, place: &str, hierarchies: &[String]) -> Result<()> {
+fn version_1(sys: &OwnedFd, place: &str, hierarchies: &[String], access: u64) -> Result<()> {
     // The first is made before anything is mounted: if it cannot be had, nothing is.
-    let mut first = Some(hierarchy(&hierarchies[0])?);
+    let mut first = Some(hierarchy(&hierarchies[0], access)?);
     let top = create("tmpfs", OsStr::new("tmpfs"), &[("mode", Some("755")), ("size", Some("64k"))], SECURE)?;
     attach_at(&top, sys, place)?;
     for controllers in hierarchies {
         let mount = match first.take() {
             Some(mount) => mount,
-            None => hierarchy(controllers)?,
+            None => hierarchy(controllers, access)?,
         };
         let name = controllers.strip_prefix("name=").unwrap_or(controllers);
         op(format_args!("mkdirat(\"/sys/fs/cgroup\", {name:?}, 0755)"), || {
@@ -304,25 +298,27 @@ fn version_1(sys: &OwnedFd, place: &str, hierarchies: &[String]) -> Result<()> {
     op(format_args!("mount_setattr(\"/sys/fs/cgroup\", ro)"), || kernel::mount_setattr(top.as_fd(), false, change))
 }
 
-fn hierarchy(controllers: &str) -> Result<OwnedFd> {
+fn hierarchy(controllers: &str, access: u64) -> Result<OwnedFd> {
     let data: Vec<(&str, Option<&str>)> = match controllers.strip_prefix("name=") {
         Some(name) => vec![("none", None), ("name", Some(name))],
         None => controllers.split(',').map(|controller| (controller, None)).collect(),
     };
-    create("cgroup", OsStr::new("cgroup"), &data, SECURE | ATTR_RDONLY)
+    create("cgroup", OsStr::new("cgroup"), &data, SECURE | access)
 }
 
 /// What [`mount`] does, as a document's `mounts`.
-pub fn documented(shm_size: u64, taken: &[&Path]) -> Vec<Value> {
+pub fn documented(api: Api, taken: &[&Path]) -> Vec<Value> {
+    let access = if api.writable_sys { "rw" } else { "ro" };
+    let size = format!("size={}", api.shm_size);
     let of = |target: &str, kind: &str, source: &str, options: &[&str]| json!({"destination": target, "type": kind, "source": source, "options": options});
     let all = [
         of("/proc", "proc", "proc", &["nosuid", "noexec", "nodev"]),
         of("/dev", "tmpfs", "tmpfs", &["nosuid", "strictatime", "mode=755", "size=65536k"]),
         of("/dev/pts", "devpts", "devpts", &["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"]),
-        of("/dev/shm", "tmpfs", "shm", &["nosuid", "noexec", "nodev", "mode=1777", &format!("size={shm_size}")]),
+        of("/dev/shm", "tmpfs", "shm", &["nosuid", "noexec", "nodev", "mode=1777", &size]),
         of("/dev/mqueue", "mqueue", "mqueue", &["nosuid", "noexec", "nodev"]),
-        of("/sys", "sysfs", "sysfs", &["nosuid", "noexec", "nodev", "ro"]),
-        of("/sys/fs/cgroup", "cgroup", "cgroup", &["nosuid", "noexec", "nodev", "relatime", "ro"]),
+        of("/sys", "sysfs", "sysfs", &["nosuid", "noexec", "nodev", access]),
+        of("/sys/fs/cgroup", "cgroup", "cgroup", &["nosuid", "noexec", "nodev", "relatime", access]),
     ];
     let wanted = |mount: &Value| {
         let target = Path::new(mount["destination"].as_str().unwrap_or_default());

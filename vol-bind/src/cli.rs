@@ -1,6 +1,6 @@
 //! Arguments to request, without effects.
 
-use crate::api;
+use crate::api::{self, Api};
 use crate::mount::{Mount, Source};
 use crate::names::{self, Names};
 use crate::request::{Action, Place, Request};
@@ -60,7 +60,13 @@ pub struct Cli {
     /// Size of /dev/shm
     #[arg(long, help_heading = WHAT, value_name = "SIZE", default_value = "64M")]
     shm_size: String,
-    /// No device nodes can be used in what is mounted, but for --device and the six of --api
+    /// With --api: every device of the machine in /dev
+    #[arg(long, help_heading = WHAT, requires = "api")]
+    all_devices: bool,
+    /// With --api: /sys and /sys/fs/cgroup can be written
+    #[arg(long, help_heading = WHAT, requires = "api")]
+    writable_sys: bool,
+    /// No device nodes can be used in what is mounted, but for --device and those of --api
     #[arg(long, help_heading = WHAT)]
     nodev: bool,
     /// Copy of FILE at /etc/resolv.conf; auto: the machine's, without servers that only it can reach; host: the machine's
@@ -150,7 +156,11 @@ impl Cli {
             let place = Place {
                 root: self.root,
                 from: self.from,
-                api: self.api.then_some(shm_size),
+                api: self.api.then_some(Api {
+                    shm_size,
+                    all_devices: self.all_devices,
+                    writable_sys: self.writable_sys,
+                }),
                 nodev: self.nodev,
                 names,
                 mounts,

@@ -7,6 +7,7 @@ use nix::errno::Errno;
 use std::ffi::OsStr;
 use std::fmt;
 use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
 
 /// Options of a file system itself: `key=value`, or `key` alone.
 pub type Data<'a> = &'a [(&'a str, Option<&'a str>)];
@@ -75,8 +76,9 @@ pub fn attach(mount: impl AsFd, at: impl AsFd, target: &(impl fmt::Debug + ?Size
 }
 
 /// Puts the detached `mount` at `name` in the directory `dir`.
-pub fn attach_at(mount: impl AsFd, dir: impl AsFd, name: &str) -> Result<()> {
-    op(format_args!("move_mount({name:?})"), || kernel::move_mount_at(mount, dir, name)).map_err(explain)
+pub fn attach_at(mount: impl AsFd, dir: impl AsFd, name: impl AsRef<Path>) -> Result<()> {
+    let name = name.as_ref();
+    op(format_args!("move_mount({name:?})"), || kernel::move_mount_at(mount, dir, name.as_os_str())).map_err(explain)
 }
 
 /// Adds to a mount that was refused which privilege is missing.

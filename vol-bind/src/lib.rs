@@ -4,7 +4,7 @@
 //! * `cli`, [`spec`], [`options`]: arguments to a [`request`], which holds [`mount`]s.
 //! * [`source`]: each mount's source as a detached mount; [`volume`] and [`copy`]: named volumes; [`filesystem`]: new file
 //!   systems; [`idmap`], [`names`].
-//! * [`place`]: the order in which they are put in their places inside the root; [`api`], [`mask`].
+//! * [`place`]: the order in which they are put in their places inside the root; [`api`], [`devices`], [`mask`].
 //! * [`undoing`]: taking back what a failed call did; [`undo`]: `--undo`.
 //! * [`oci`]: the document; [`check`]: `--check`.
 #![forbid(unsafe_code)]
@@ -13,6 +13,7 @@ mod api;
 mod check;
 mod cli;
 mod copy;
+mod devices;
 mod filesystem;
 mod idmap;
 mod mask;
@@ -33,7 +34,7 @@ pub use api::{MASKED, READ_ONLY};
 use chain::args::Stop;
 use chain::root::Root;
 use chain::store::Store;
-use chain::{Chain, Document, Outcome, Result, size};
+use chain::{Chain, Document, Error, Outcome, Result, size};
 use request::{Action, Place, Request};
 use serde_json::Value;
 use std::ffi::OsString;
@@ -84,20 +85,41 @@ fn mount(place: Place, store: Option<&Path>, documented: bool) -> Result<Option<
     // Before anything is done: what cannot be written down afterwards.
     if documented {
         let document = document.get_or_insert_with(Document::new);
-        oci::record(document, &path, &place, store)?;
+        document.set("root/path", chain::document::path_text(&path)?);
+        oci::record(document, &place, store)?;
     }
     place::mount(&Root::open(&path)?, &place, store)?;
     Ok(document.filter(|_| documented))
+}
+
+/// What these arguments mount and hide, as a document: `mounts`, `linux.maskedPaths`, `linux.readonlyPaths`. Nothing is
+/// mounted. Errors: arguments that cannot be right; files that only this program makes (`--dns` and the like); paths that
+/// are not UTF-8.
+pub fn documented(args: &[OsString]) -> Result<Document> {
+    let cli = chain::args::parse::<cli::Cli>(args).map_err(|stop| match stop {
+        Stop::Fail(error) => error,
+        Stop::Show(text) => Error::usage(text),
+    })?;
+    let mut document = Document::new();
+    if let Request { action: Action::Mount(place), store, .. } = cli.request()? {
+        oci::record(&mut document, &place, store.as_deref())?;
+    }
+    Ok(document)
+}
+
+/// Every device of the machine that `--all-devices` brings along, as `linux.devices` of a document.
+pub fn all_devices() -> Result<Vec<Value>> {
+    devices::documented()
 }
 
 fn undo(place: Place, store: Option<&Path>) -> Result<()> {
     let document = place.from.as_deref().map(Document::read).transpose()?;
     let root = Root::open(&place::root_of(&place, document.as_ref())?)?;
     let mut mounts = document.as_ref().map(oci::mounts).transpose()?.unwrap_or_default();
-    if let Some(shm_size) = place.api {
-        let mut api = Document::new();
-        api.set("mounts", api::documented(shm_size, &[]));
-        mounts.extend(oci::mounts(&api)?);
+    if let Some(api) = place.api {
+        let mut made = Document::new();
+        made.set("mounts", api::documented(api, &[]));
+        mounts.extend(oci::mounts(&made)?);
     }
     mounts.extend(place.mounts);
     mounts.extend(place.names.mounts()?);

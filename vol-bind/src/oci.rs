@@ -1,6 +1,7 @@
 //! Mounts in a document, and a document's mounts as ours.
 
 use crate::api;
+use crate::devices;
 use crate::mount::{Mount, Source};
 use crate::request::Place;
 use crate::spec;
@@ -12,15 +13,19 @@ use serde_json::{Value, json};
 use std::ffi::OsStr;
 use std::path::Path;
 
-/// Adds what was mounted in `root` to `document`: `root.path`, `mounts`, `linux.maskedPaths` and `linux.readonlyPaths`.
+/// Adds what is mounted to `document`: `mounts`, `linux.maskedPaths`, `linux.readonlyPaths`, and for every device of the
+/// machine `linux.devices`.
 ///
 /// Error: a path that is not UTF-8.
-pub fn record(document: &mut Document, root: &Path, place: &Place, store: Option<&Path>) -> Result<()> {
-    document.set("root/path", path_text(root)?);
+pub fn record(document: &mut Document, place: &Place, store: Option<&Path>) -> Result<()> {
     let mut mounts = document.list("mounts")?.to_vec();
-    if let Some(shm_size) = place.api {
+    if let Some(api) = place.api {
         let taken: Vec<&Path> = place.mounts.iter().map(|mount| mount.target.as_path()).collect();
-        mounts.extend(api::documented(shm_size, &taken));
+        mounts.extend(api::documented(api, &taken));
+        if api.all_devices {
+            document.set("linux/devices", devices::documented()?);
+            document.set("linux/resources/devices", json!([{"allow": true, "access": "rwm"}]));
+        }
     }
     for mount in &place.mounts {
         mounts.push(of_mount(mount, store)?);

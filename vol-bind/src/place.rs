@@ -67,9 +67,9 @@ fn all(root: &Root, place: &Place, store: Option<&Path>, undoing: &mut Undoing) 
 
     // Volumes first: what they are filled from is the root's own, before anything covers it.
     let volumes = take_volumes(root, &mounts, store)?;
-    if let Some(shm_size) = place.api {
+    if let Some(api) = place.api {
         let taken: Vec<&Path> = mounts.iter().map(|mount| mount.target.as_path()).collect();
-        api::mount(root, shm_size, place.nodev, &taken, undoing)?;
+        api::mount(root, api, place.nodev, &taken, undoing)?;
     }
     let mut sources = Sources::new(root, &volumes);
     let ready = mounts.iter().map(|mount| sources.ready(mount)).collect::<Result<Vec<_>>>()?;

@@ -1,5 +1,6 @@
 //! What is asked for, after the arguments are read. No effects.
 
+use crate::api::Api;
 use crate::mount::Mount;
 use crate::names::Names;
 use std::ffi::OsString;
@@ -48,8 +49,8 @@ pub struct Place {
     pub root: Option<PathBuf>,
     /// The document.
     pub from: Option<PathBuf>,
-    /// The API file systems, with the size of /dev/shm in bytes.
-    pub api: Option<u64>,
+    /// The API file systems.
+    pub api: Option<Api>,
     /// Whether device nodes can be used only where a device was asked for.
     pub nodev: bool,
     /// Files for the resolution of names.
