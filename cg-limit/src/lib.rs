@@ -53,6 +53,20 @@ fn run(chain: &mut Chain, args: &[OsString]) -> Result<Outcome, Stop> {
     })
 }
 
+/// The limits that these arguments name, as `linux.resources` of a document; no group is touched. Errors: arguments that
+/// cannot be right.
+pub fn documented(args: &[OsString]) -> Result<Document> {
+    let cli = chain::args::parse::<Cli>(args).map_err(|stop| match stop {
+        Stop::Fail(error) => error,
+        Stop::Show(text) => chain::Error::usage(text),
+    })?;
+    let mut document = Document::new();
+    if let Request::Limit(limit) = cli.request()? {
+        limit.limits.write_to(&mut document);
+    }
+    Ok(document)
+}
+
 fn carry_out(chain: &mut Chain, request: Limit) -> Result<Outcome> {
     let Limit { name, limits, from, stats, command } = request;
     let mut document = from.as_deref().map(Document::read).transpose()?.unwrap_or_default();
