@@ -227,7 +227,7 @@ pub struct Cli {
     #[arg(long, value_name = "CAP", help_heading = "Security")]
     pub cap_drop: Vec<String>,
 
-    /// All capabilities, no filter, no masks, new privileges; devices are given with --device
+    /// All capabilities and devices, /sys writable, no filter, no masks, new privileges
     #[arg(long, help_heading = "Security")]
     pub privileged: bool,
 

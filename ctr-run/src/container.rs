@@ -108,6 +108,10 @@ pub struct Container {
     pub seccomp: OsString,
     /// Whether only devices that were asked for can be used, whatever nodes there are.
     pub nodev: bool,
+    /// Whether /dev has every device of the machine.
+    pub all_devices: bool,
+    /// Whether /sys, and the groups in /sys/fs/cgroup, can be written.
+    pub writable_sys: bool,
     /// Whether paths of /proc and /sys are masked and read-only.
     pub masks: bool,
     /// Resource limits.
@@ -164,6 +168,8 @@ impl Container {
             seccomp: "default".into(),
             // A user namespace cannot use nodes that it makes; root could, with CAP_MKNOD.
             nodev: root_of_machine,
+            all_devices: false,
+            writable_sys: false,
             masks: true,
             ulimits: ulimits_of(&document)?,
             tty: document.flag("process/terminal")?.unwrap_or(false),
@@ -296,6 +302,8 @@ impl Container {
             self.seccomp = "none".into();
             self.masks = false;
             self.nodev = false;
+            self.all_devices = true;
+            self.writable_sys = true;
             self.no_new_privileges = false;
         }
         self.capabilities = crate::capabilities::change(&self.capabilities, &cli.cap_add, &cli.cap_drop)?;

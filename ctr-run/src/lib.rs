@@ -77,7 +77,7 @@ fn start(chain: &mut Chain, cli: &Cli, store: &Store) -> Result<Outcome> {
     }
     match cli.print {
         Some(Print::Sh) => Ok(Outcome::Text(script(&container, store))),
-        Some(Print::Oci) => oci::document(&container).map(Outcome::Document),
+        Some(Print::Oci) => oci::document(&container, store.path()).map(Outcome::Document),
         None => execute(chain, cli, container, store),
     }
 }

@@ -14,7 +14,7 @@ use std::path::Path;
 ///
 /// Errors: arguments that are not UTF-8, which JSON cannot hold; a user by name that is not in the document; id maps that
 /// cannot be read.
-pub fn document(container: &Container) -> Result<Document> {
+pub fn document(container: &Container, store: &Path) -> Result<Document> {
     let own_name = |option: &&OsString| option.to_string_lossy().ends_with(":127.0.1.1");
     let names = container.names.iter().filter(|option| !own_name(option));
     let names = names.filter(|option| !option.to_string_lossy().starts_with("--resolv-conf"));
@@ -33,17 +33,11 @@ pub fn document(container: &Container) -> Result<Document> {
     if let Some(hostname) = &container.hostname {
         document.set("hostname", hostname.as_str());
     }
-    let mut mounts = api_mounts(container);
-    mounts.extend(container.document.list("mounts")?.iter().cloned());
-    document.set("mounts", mounts);
+    mounts(container, &mut document, store)?;
     namespaces(container, &mut document)?;
     if container.nodev {
         // Runtimes that know it allow the usual devices besides.
         document.set("linux/resources/devices", json!([{"allow": false, "access": "rwm"}]));
-    }
-    if container.masks {
-        document.set("linux/maskedPaths", json!(vol_bind::MASKED));
-        document.set("linux/readonlyPaths", json!(vol_bind::READ_ONLY));
     }
     match container.seccomp.to_str() {
         Some("none") => drop(document.remove("linux/seccomp")),
@@ -118,24 +112,46 @@ fn rlimit(limit: &str) -> Option<Value> {
     Some(json!({"type": format!("RLIMIT_{}", name.to_ascii_uppercase()), "soft": number(soft)?, "hard": number(hard)?}))
 }
 
-fn api_mounts(container: &Container) -> Vec<Value> {
-    let mount = |at: &str, kind: &str, options: &[&str]| json!({"destination": at, "type": kind, "source": kind, "options": options});
-    let shm = format!("size={}", container.shm_size.as_deref().unwrap_or("65536k"));
-    let pts: &[&str] = &["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620"];
-    let mut mounts = vec![
-        mount("/proc", "proc", &["nosuid", "noexec", "nodev"]),
-        mount("/dev", "tmpfs", &["nosuid", "strictatime", "mode=755", "size=65536k"]),
-        mount("/dev/pts", "devpts", pts),
-        mount("/dev/shm", "tmpfs", &["nosuid", "noexec", "nodev", "mode=1777", &shm]),
-        mount("/dev/mqueue", "mqueue", &["nosuid", "noexec", "nodev"]),
-    ];
-    if container.namespace("network") != &Namespace::Host || !container.user_namespace {
-        mounts.push(mount("/sys", "sysfs", &["nosuid", "noexec", "nodev", "ro"]));
+/// What the link that mounts would do, as that link writes it down.
+fn mounts(container: &Container, document: &mut Document, store: &Path) -> Result<()> {
+    // Names were refused above, or are this machine's own.
+    let container = Container { names: Vec::new(), ..container.clone() };
+    let link = crate::plan::mounts(&container, Path::new("/"), store);
+    let made = vol_bind::documented(&link[1..])?;
+    for member in ["mounts", "linux/maskedPaths", "linux/readonlyPaths", "linux/devices", "linux/resources/devices"] {
+        document.remove(member);
+        if let Some(value) = made.get(member) {
+            document.set(member, value.clone());
+        }
     }
-    if container.namespace("cgroup") == &Namespace::New {
-        mounts.push(mount("/sys/fs/cgroup", "cgroup", &["nosuid", "noexec", "nodev", "relatime", "ro"]));
+    let mut mounts = document.remove("mounts").unwrap_or_default();
+    for mount in mounts.as_array_mut().into_iter().flatten() {
+        adapt(mount, &container)?;
     }
-    mounts
+    if let Some(all) = mounts.as_array_mut().filter(|_| container.namespace("cgroup") != &Namespace::New) {
+        all.retain(|mount| mount["type"] != "cgroup");
+    }
+    document.set("mounts", mounts);
+    Ok(())
+}
+
+/// What other runtimes do not find out themselves in a user namespace: whose /sys it can be, and that group 5 is not there.
+fn adapt(mount: &mut Value, container: &Container) -> Result<()> {
+    if !container.user_namespace {
+        return Ok(());
+    }
+    if mount["type"] == "sysfs" && container.namespace("network") == &Namespace::Host {
+        let access = if container.writable_sys { "rw" } else { "ro" };
+        *mount = json!({"destination": "/sys", "type": "none", "source": "/sys",
+            "options": ["rbind", "nosuid", "noexec", "nodev", access]});
+    }
+    if mount["type"] == "devpts"
+        && !Maps::auto()?.groups.iter().any(|range| range.inner <= 5 && 5 - range.inner < range.count)
+        && let Some(options) = mount["options"].as_array_mut()
+    {
+        options.retain(|option| option != "gid=5");
+    }
+    Ok(())
 }
 
 fn namespaces(container: &Container, document: &mut Document) -> Result<()> {
@@ -158,32 +174,17 @@ fn namespaces(container: &Container, document: &mut Document) -> Result<()> {
     Ok(())
 }
 
-/// The limits of the flags, as the kernel's units: bytes, microseconds, counts.
+/// The limits as the link that sets them writes them down.
 fn resources(container: &Container, document: &mut Document) -> Result<()> {
-    for limit in &container.limits {
-        let text = limit.to_string_lossy();
-        let (option, value) = text.split_once('=').unwrap_or((&text, ""));
-        let bytes = || size::parse_limit(value).map(|bytes| bytes.map_or(-1, |bytes| bytes as i64));
-        match option {
-            "--memory" => document.set("linux/resources/memory/limit", bytes()?),
-            "--memory-swap" => document.set("linux/resources/memory/swap", bytes()?),
-            "--pids" => {
-                document.set("linux/resources/pids/limit", if value == "max" { -1 } else { value.parse().unwrap_or(0) })
-            }
-            "--cpu-shares" => document.set("linux/resources/cpu/shares", value.parse::<u64>().unwrap_or(0)),
-            "--cpuset-cpus" => document.set("linux/resources/cpu/cpus", value),
-            "--cpuset-mems" => document.set("linux/resources/cpu/mems", value),
-            "--cpus" => {
-                let cpus: f64 =
-                    value.parse().map_err(|_| Error::usage(format_args!("--cpus {value:?}: not a number")))?;
-                document.set("linux/resources/cpu/quota", (cpus * 100_000.0).round() as i64);
-                document.set("linux/resources/cpu/period", 100_000);
-            }
-            "--name" => {}
-            other => {
-                return Err(Error::usage(format_args!("--print=oci: {other} has no place in an OCI configuration")));
-            }
-        }
+    let limits: Vec<OsString> =
+        container.limits.iter().filter(|limit| !limit.to_string_lossy().starts_with("--name=")).cloned().collect();
+    if limits.is_empty() {
+        return Ok(());
+    }
+    let made = cg_limit::documented(&limits)?;
+    let made = made.get("linux/resources").and_then(Value::as_object);
+    for (name, value) in made.into_iter().flatten() {
+        document.set(&format!("linux/resources/{name}"), value.clone());
     }
     Ok(())
 }

@@ -133,12 +133,19 @@ fn union(layers: &[PathBuf], place: &Place, part: &OsStr) -> Link {
     out
 }
 
-fn mounts(container: &Container, root: &Path, store: &Path) -> Link {
+/// The link that mounts what is inside the root.
+pub fn mounts(container: &Container, root: &Path, store: &Path) -> Link {
     let mut out: Link = vec!["vol-bind".into(), joined("--root=", root.as_os_str())];
     out.push(joined("--store=", store.as_os_str()));
     out.push("--api".into());
     if container.nodev {
         out.push("--nodev".into());
+    }
+    if container.all_devices {
+        out.push("--all-devices".into());
+    }
+    if container.writable_sys {
+        out.push("--writable-sys".into());
     }
     if container.masks {
         out.extend(["--mask=default".into(), "--readonly=default".into()]);
