@@ -5,10 +5,13 @@ use chain::document::Document;
 use chain::remove::remove_tree;
 use chain::store::{Lock, Store, check_name};
 use chain::{Error, Result, ResultExt};
+use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
+use std::ffi::OsString;
 use std::fs;
 use std::io::Read;
 use std::os::unix::fs::{DirBuilderExt, symlink};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 /// The file that marks a container whose writable layer stays. It holds the layers that the writable one belongs to.
 const KEPT: &str = "kept";
@@ -59,14 +62,18 @@ pub fn take(store: &Store, name: &str, keep: bool, layers: &[PathBuf], skeleton:
 
 /// Makes and locks the directory `dir`, if it is not there yet. Error: the container `name` runs.
 fn make(dir: &Path, name: &str) -> Result<Lock> {
+    let patience = Instant::now() + Duration::from_secs(1);
+    let mut made = false;
     loop {
         match fs::DirBuilder::new().mode(0o700).create(dir) {
-            Ok(()) => {}
+            Ok(()) => made = true,
             Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {}
             Err(error) => return Err(Error::call(format_args!("mkdir({dir:?}, 0700)"), error)),
         }
         match Lock::try_exclusive(dir) {
             Ok(Some(lock)) => return Ok(lock),
+            // Another run sweeps what we just made, and has it out of the way in a moment; or had the same name in mind.
+            Ok(None) if made && Instant::now() < patience => std::thread::sleep(Duration::from_millis(1)),
             Ok(None) => return Err(running(dir, name)),
             // Another run swept it between the two calls.
             Err(error) if error.errno() == Some(nix::errno::Errno::ENOENT) => {}
@@ -81,7 +88,7 @@ fn take_spare(spare: &Path, dir: &Path) -> Option<Lock> {
     // Who holds the lock is the only one to move it.
     let lock = Lock::try_exclusive(spare).ok().flatten()?;
     lock.file().metadata().ok().filter(fs::Metadata::is_dir)?;
-    fs::rename(spare, dir).ok().map(|()| lock)
+    renameat2(AT_FDCWD, spare, AT_FDCWD, dir, RenameFlags::RENAME_NOREPLACE).ok().map(|()| lock)
 }
 
 /// Makes what is not there yet of the skeleton.
@@ -167,10 +174,20 @@ pub fn sweep(store: &Store) {
         if let Ok(Some(_lock)) = Lock::try_exclusive(&dir) {
             // Taken between our listing and our lock, and kept meanwhile?
             if !dir.join(KEPT).exists() {
-                let _ = remove_tree(&dir);
+                // Out of the way first: who wants the name need not wait until all is removed.
+                let gone = out_of_the_way(&dir);
+                let moved = fs::rename(&dir, &gone).is_ok();
+                let _ = remove_tree(if moved { &gone } else { &dir });
             }
         }
     }
+}
+
+/// Where what is being removed is meanwhile: no container has such a name.
+fn out_of_the_way(dir: &Path) -> PathBuf {
+    let mut name = OsString::from(".");
+    name.push(dir.file_name().unwrap_or_default());
+    dir.with_file_name(name)
 }
 
 /// A kept container.
