@@ -258,10 +258,17 @@ impl<'a> Waiter<'a> {
         let mut last: Option<Instant> = None;
         // A signal that the child blocked when it was sent, and until when it matters whether it still does.
         let mut doubtful: Option<(i32, Instant)> = None;
+        let mut settled = false;
         loop {
             let left = last.map(|last| last.saturating_duration_since(Instant::now()));
             let interval = doubtful.map(|_| DOUBT_INTERVAL);
-            let signal = match self.next(interval.into_iter().chain(left).min()) {
+            let settling = (!settled).then_some(SETTLING);
+            let next = self.next(interval.into_iter().chain(left).chain(settling).min());
+            if next == Err(Errno::EAGAIN) && !settled {
+                settled = true;
+                process::let_go_of_code();
+            }
+            let signal = match next {
                 Ok((signal, _)) if signal == Signal::SIGCHLD as i32 => {
                     if let Some(status) = self.reap()? {
                         self.finish();
@@ -505,6 +512,8 @@ const SI_KERNEL: i32 = 0x80;
 /// the kernel once it no longer blocks it. So it is looked at again, this often, for so long.
 const DOUBT_INTERVAL: Duration = Duration::from_millis(5);
 const DOUBT: Duration = Duration::from_secs(2);
+/// A command that has run for so long runs for longer: from then on waiting takes as little memory as it can.
+const SETTLING: Duration = Duration::from_millis(100);
 
 /// What a signal does to a process that neither catches nor ignores it.
 enum Default {
