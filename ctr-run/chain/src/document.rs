@@ -11,7 +11,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 /// The runtime-spec version that the documents follow.
-pub const OCI_VERSION: &str = "1.2.0";
+pub const OCI_VERSION: &str = "1.0.2";
 
 /// More than any sensible configuration, and little enough to hold.
 const MAX_BYTES: u64 = 16 << 20;
