@@ -94,7 +94,9 @@ fn layers_of(from: Option<&Path>, lower: &[PathBuf]) -> Result<(Vec<PathBuf>, Do
 /// The document with what is mounted where.
 fn describe(mut document: Document, paths: &[PathBuf], request: &Request, at: &Target) -> Result<Document> {
     document.set("layers", paths.iter().map(path_text).collect::<Result<Vec<_>>>()?);
+    // Who wants a root that is still to come read-only (`ctr-run --read-only --print=oci`) gets it so.
+    let wished = document.get("root/path").is_none() && document.flag("root/readonly")? == Some(true);
     document.set("root/path", path_text(at.real_path()?)?);
-    document.set("root/readonly", request.upper == Upper::None);
+    document.set("root/readonly", wished || request.upper == Upper::None);
     Ok(document)
 }
