@@ -225,7 +225,8 @@ fn sysfs(access: u64) -> Result<Option<OwnedFd>> {
         note(format_args!("/sys is read-only: so is the one around this user namespace"));
         return sysfs(ATTR_RDONLY);
     }
-    note(format_args!("/sys is the machine's: a new one needs an own network namespace"));
+    let shown = if access == 0 { "writable" } else { "read-only" };
+    note(format_args!("/sys is the machine's, {shown}: a new one needs an own network namespace"));
     let flags = OPEN_TREE_CLONE | AT_RECURSIVE;
     let bound = op(format_args!("open_tree(\"/sys\", OPEN_TREE_CLONE|AT_RECURSIVE)"), || {
         kernel::open_tree(None, Path::new("/sys"), flags)

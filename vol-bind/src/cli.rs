@@ -144,6 +144,9 @@ impl Cli {
                 // What says "dev" itself means it.
                 for mount in others.filter(|mount| mount.options.clear & ATTR_NODEV == 0) {
                     mount.options.set |= ATTR_NODEV;
+                    if !mount.options.words.iter().any(|word| word == "nodev") {
+                        mount.options.words.push("nodev".into());
+                    }
                 }
             }
             let names = Names {
