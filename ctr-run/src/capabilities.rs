@@ -32,6 +32,15 @@ pub fn listed(kept: &[String]) -> Vec<String> {
     }
 }
 
+/// Those of `names` that are in the bounding set of the process whose `/proc/PID/status` is `status`; all if it says nothing.
+pub fn bounded(names: Vec<String>, status: &str) -> Vec<String> {
+    let set = status.lines().find_map(|line| line.strip_prefix("CapBnd:")?.trim().into());
+    let Some(set) = set.and_then(|set| u64::from_str_radix(set, 16).ok()) else { return names };
+    let held = |name: &String| ALL.iter().position(|known| name == known).is_none_or(|bit| set & 1 << bit != 0);
+    names.into_iter().filter(held).collect()
+}
+
+/// By their numbers.
 const ALL: [&str; 41] = [
     "CAP_CHOWN",
     "CAP_DAC_OVERRIDE",
@@ -107,6 +116,9 @@ mod tests {
         assert_eq!(changed(&["CAP_CHOWN"], &["CHOWN"], &["all"]), "CAP_CHOWN");
         assert_eq!(changed(&["CAP_CHOWN"], &["ALL"], &["MKNOD"]), "all -CAP_MKNOD");
         assert_eq!(changed(&["all"], &[], &[]), "all");
+        let all = listed(&["all".into()]);
+        assert_eq!(bounded(all.clone(), "CapBnd:\t0000000000000021\n"), ["CAP_CHOWN", "CAP_KILL"]);
+        assert_eq!(bounded(all.clone(), ""), all);
         assert!(change(&[], &["a b".into()], &[]).is_err());
     }
 }

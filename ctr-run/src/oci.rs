@@ -5,7 +5,7 @@
 use crate::container::{Container, Namespace, Root};
 use chain::document::{Document, path_text};
 use chain::userns::{Maps, Range};
-use chain::{Error, Result, size};
+use chain::{Error, Result, ResultExt, size};
 use serde_json::{Value, json};
 use std::ffi::OsString;
 use std::path::Path;
@@ -30,8 +30,9 @@ pub fn document(container: &Container, store: &Path) -> Result<Document> {
     if let Root::Directory(path) = &container.root {
         document.set("root/path", path_text(path)?);
     }
-    if let Some(hostname) = &container.hostname {
-        document.set("hostname", hostname.as_str());
+    match container.hostname.as_ref().filter(|_| container.namespace("uts") == &Namespace::New) {
+        Some(hostname) => document.set("hostname", hostname.as_str()),
+        None => drop(document.remove("hostname")),
     }
     mounts(container, &mut document, store)?;
     namespaces(container, &mut document)?;
@@ -69,7 +70,12 @@ fn process(container: &Container, document: &mut Document) -> Result<()> {
     document.set("process/terminal", container.tty);
     document.set("process/noNewPrivileges", container.no_new_privileges);
     user(container, document)?;
-    let kept = crate::capabilities::listed(&container.capabilities);
+    let mut kept = crate::capabilities::listed(&container.capabilities);
+    if container.capabilities.first().is_some_and(|first| first == "all") && !container.user_namespace {
+        // All that there are here: others would make a runtime fail.
+        let status = std::fs::read_to_string("/proc/self/status").call(format_args!("read(\"/proc/self/status\")"))?;
+        kept = crate::capabilities::bounded(kept, &status);
+    }
     // As Docker: a user other than root starts with none in force.
     let root = document.number("process/user/uid")? == Some(0);
     let in_force = if root { kept.clone() } else { Vec::new() };
@@ -93,7 +99,8 @@ fn user(container: &Container, document: &mut Document) -> Result<()> {
     }
     let (user, group) = container.user.split_once(':').unwrap_or((&container.user, "0"));
     match (user.parse::<u32>(), group.parse::<u32>()) {
-        (Ok(uid), Ok(gid)) => document.set("process/user", json!({"uid": uid, "gid": gid})),
+        // As Docker: the group is among the others, too.
+        (Ok(uid), Ok(gid)) => document.set("process/user", json!({"uid": uid, "gid": gid, "additionalGids": [gid]})),
         _ => {
             return Err(Error::usage(format_args!("--print=oci: user {:?} is a name", container.user))
                 .hint("an OCI configuration takes numbers: -u UID:GID"));
@@ -128,8 +135,11 @@ fn mounts(container: &Container, document: &mut Document, store: &Path) -> Resul
     for mount in mounts.as_array_mut().into_iter().flatten() {
         adapt(mount, &container)?;
     }
-    if let Some(all) = mounts.as_array_mut().filter(|_| container.namespace("cgroup") != &Namespace::New) {
-        all.retain(|mount| mount["type"] != "cgroup");
+    // What shows a namespace can be mounted only by who owns it.
+    let own = |name: &str| container.namespace(name) == &Namespace::New;
+    if let Some(all) = mounts.as_array_mut() {
+        all.retain(|mount| mount["type"] != "cgroup" || own("cgroup"));
+        all.retain(|mount| mount["type"] != "mqueue" || own("ipc") || !container.user_namespace);
     }
     document.set("mounts", mounts);
     Ok(())

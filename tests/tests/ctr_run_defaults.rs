@@ -2,7 +2,7 @@
 //! kernel from inside.
 
 use ctr_tests::image::Image;
-use ctr_tests::{Scratch, Who};
+use ctr_tests::{Scratch, Who, finish, has};
 use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
@@ -109,4 +109,169 @@ fn privileged_is_as_wide_as_dockers() {
          cat /proc/sys/kernel/domainname >/proc/sys/kernel/domainname && echo set"
     );
     assert_eq!(inside(&scratch, &image, &["--privileged"], &script), "made\nmounted\nopened\nset\n");
+}
+
+/// What Docker's documentation says of the paths that a container does not see, and of those that it cannot change.
+const MASKED: [&str; 12] = [
+    "/proc/acpi",
+    "/proc/asound",
+    "/proc/interrupts",
+    "/proc/kcore",
+    "/proc/keys",
+    "/proc/latency_stats",
+    "/proc/sched_debug",
+    "/proc/scsi",
+    "/proc/timer_list",
+    "/proc/timer_stats",
+    "/sys/devices/virtual/powercap",
+    "/sys/firmware",
+];
+const READ_ONLY: [&str; 5] = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
+
+/// A script that tells what a container is to the kernel, in lines that do not depend on who made it.
+fn profile() -> String {
+    let own = |name: &str| {
+        let host = fs::read_link(format!("/proc/self/ns/{name}")).unwrap();
+        format!("test \"$(readlink /proc/self/ns/{name})\" = {:?} && echo namespace {name} of the machine;", host)
+    };
+    let namespaces: String = ["mnt", "pid", "net", "ipc", "uts", "cgroup"].map(own).concat();
+    format!(
+        "grep -E '^(Cap...|NoNewPrivs|Seccomp):' /proc/self/status; id; pwd; hostname; umask; ulimit -n; ulimit -Hn; env | sort\n\
+         {namespaces}\n\
+         for path in {masked}; do\n\
+           if test -d $path; then echo $path has $(ls $path | wc -l) entries; elif test -e $path; then echo $path has $(cat $path 2>/dev/null | head -c 1 | wc -c) bytes; fi\n\
+         done\n\
+         for path in /proc/sysrq-trigger /proc/sys/kernel/domainname /sys/kernel/uevent_helper; do (: >>$path) 2>/dev/null && echo $path is writable; done\n\
+         while read -r _ at kind options _; do\n\
+           case $at in /dev/pts|/dev/shm|/dev/mqueue) ;; /dev/*) continue;; esac\n\
+           echo mounted: $at\n\
+           case $at in {read_only} | /sys/fs/cgroup/*) echo $at $options | grep -oE '^[^ ]* (ro|rw)\\b';; esac\n\
+           case $at in /dev|/w) echo $at $kind,$options | sed s/,nodev//;; /proc|/dev/*|/sys|/t|/v) echo $at $kind,$options;; esac |\n\
+             grep -oE '^[^,]*|,(ro|rw|nosuid|nodev|noexec)\\b' | tr -d '\\n'; echo\n\
+         done </proc/mounts | grep . | sort\n\
+         find /dev -path /dev/pts -prune -o -path /dev/core -prune -o -print | sort | while read -r path; do stat -c '%n %F %t:%T %a' $path; done\n\
+         busybox unshare -U true 2>&1\n\
+         touch /x 2>&1; cat /proc/sys/net/ipv4/ip_forward; ls /v /w 2>/dev/null; true",
+        masked = MASKED.join(" "),
+        read_only = READ_ONLY.join("|"),
+    )
+}
+
+#[test]
+fn the_defaults_are_those_that_docker_documents() {
+    for who in Who::all() {
+        let (scratch, image) = busybox(who);
+        let text = inside(&scratch, &image, &[], &profile());
+        for set in ["CapPrm", "CapEff", "CapBnd"] {
+            // AUDIT_WRITE CHOWN DAC_OVERRIDE FOWNER FSETID KILL MKNOD NET_BIND_SERVICE NET_RAW SETFCAP SETGID SETPCAP SETUID SYS_CHROOT
+            assert_eq!(status(&text, set), "00000000a80425fb", "{who:?} {set}");
+        }
+        for set in ["CapInh", "CapAmb"] {
+            assert_eq!(status(&text, set), "0000000000000000", "{who:?} {set}");
+        }
+        // Narrower than Docker's: no program inside gains privileges.
+        assert_eq!((status(&text, "NoNewPrivs"), status(&text, "Seccomp")), ("1".into(), "2".into()));
+        let has = |line: &str| text.lines().any(|known| known == line);
+        assert!(!text.contains("namespace "), "{who:?}: {text}");
+        assert!(!text.contains(" is writable"), "{who:?}: {text}");
+        for path in MASKED {
+            let open = |line: &&str| line.starts_with(&format!("{path} has ")) && !line.contains(" 0 ");
+            assert_eq!(text.lines().find(open), None, "{who:?}");
+        }
+        let mounts = ["/", "/dev", "/dev/mqueue", "/dev/pts", "/dev/shm", "/proc", "/sys", "/sys/fs/cgroup"];
+        for at in mounts {
+            assert!(has(&format!("mounted: {at}")), "{who:?} {at}: {text}");
+        }
+        let known = |at: &&str| {
+            let hidden = MASKED.iter().chain(&READ_ONLY).any(|path| at == path);
+            mounts.contains(at) || hidden || at.starts_with("/sys/fs/cgroup/")
+        };
+        let more: Vec<&str> =
+            text.lines().filter_map(|line| line.strip_prefix("mounted: ")).filter(|at| !known(at)).collect();
+        assert!(more.is_empty(), "{who:?}: {more:?}");
+        for line in [
+            "/proc proc,rw,nosuid,nodev,noexec",
+            "/sys sysfs,ro,nosuid,nodev,noexec",
+            "/dev/mqueue mqueue,rw,nosuid,nodev,noexec",
+            "/dev/pts devpts,rw,nosuid,noexec",
+        ] {
+            assert!(has(line), "{who:?} {line}: {text}");
+        }
+        let nodes: BTreeSet<&str> =
+            text.lines().filter(|line| line.starts_with("/dev/") && line.contains("special")).collect();
+        let want =
+            [("full", "1:7"), ("null", "1:3"), ("random", "1:8"), ("tty", "5:0"), ("urandom", "1:9"), ("zero", "1:5")];
+        let want: Vec<String> =
+            want.iter().map(|(name, number)| format!("/dev/{name} character special file {number} 666")).collect();
+        assert_eq!(nodes, want.iter().map(String::as_str).collect(), "{who:?}");
+        let kind = |line: &str| line.contains(" symbolic link ") || line.contains(" directory ");
+        let others: BTreeSet<&str> = text
+            .lines()
+            .filter_map(|line| line.strip_prefix("/dev/").filter(|line| kind(line))?.split(' ').next())
+            .collect();
+        assert_eq!(others, ["fd", "mqueue", "ptmx", "shm", "stderr", "stdin", "stdout"].into(), "{who:?}");
+    }
+}
+
+/// Runs what `ctr-run --print=oci` prints for `words` with `runtime`; as the user, inside a user namespace of the user's.
+fn witness(scratch: &Scratch, runtime: &str, words: &[&str]) -> String {
+    scratch.mkdir("mnt");
+    scratch.mkdir("bundle");
+    // crun takes no machine whose unified hierarchy has controllers beside those of version 1: it does not see them here.
+    let script = "hidden=/sys/fs/cgroup/unified/cgroup.controllers; test ! -e $hidden || mount --bind /dev/null $hidden\n\
+                  runtime=$1; name=$2; shift 2\n\
+                  ctr-run --name $name --print=oci \"$@\" >printed.json; layer-mount --from printed.json --scratch mnt >bundle/config.json\n\
+                  exec $runtime --root state run -b bundle $name";
+    let mut command = match scratch.who {
+        Who::Root => {
+            let mut command = scratch.command("unshare");
+            command.arg("--mount");
+            command
+        }
+        Who::User => {
+            let mut command = scratch.command("ns-enter");
+            command.args(["--user", "--map-auto", "--mount", "--"]).env("XDG_RUNTIME_DIR", scratch.path("tmp"));
+            command
+        }
+    };
+    command.args(["bash", "-euo", "pipefail", "-c", script, "bash", runtime, scratch.token()]).args(words);
+    finish(&mut command).ok()
+}
+
+#[test]
+fn other_runtimes_make_the_same_of_the_printed_configuration() {
+    let profile = profile();
+    for who in Who::all() {
+        let (scratch, image) = busybox(who);
+        scratch.mkdir("src");
+        scratch.write("src/file", "");
+        let bind = format!("{}:/w:ro", scratch.path("src").display());
+        let mut cases: Vec<Vec<&str>> = vec![
+            vec![],
+            vec!["--privileged"],
+            vec!["-u", "1000:2000", "-w", "/tmp", "-e", "A=1", "--ulimit", "nofile=100:200"],
+            vec!["--cap-drop", "CHOWN", "--cap-add", "SYS_PTRACE"],
+            vec!["--cap-drop", "all", "--cap-add", "SYS_ADMIN"],
+            vec!["--security-opt", "seccomp=unconfined", "--security-opt", "no-new-privileges=false"],
+            vec!["--read-only", "--tmpfs", "/t:size=1m", "-v", &bind],
+            vec!["--mount", "type=tmpfs,dst=/t,tmpfs-size=1m,noexec", "--shm-size", "1m"],
+            vec!["--sysctl", "net.ipv4.ip_forward=1"],
+        ];
+        if who == Who::Root {
+            cases.push(vec!["--ipc", "host", "--uts", "host"]);
+            cases.push(vec!["--memory", "64M", "--pids-limit", "50", "--cpus", "0.5", "--device", "/dev/fuse"]);
+        }
+        for runtime in ["runc", "crun"] {
+            if !has(runtime) {
+                continue;
+            }
+            for options in &cases {
+                let words: Vec<&str> = options.iter().copied().chain([image.as_str(), "sh", "-c", &profile]).collect();
+                let named = ["--name", scratch.token(), "--rm"];
+                let ours = finish(scratch.command("ctr-run").args(named).args(&words)).ok();
+                let theirs = witness(&scratch, runtime, &words);
+                assert_eq!(ours, theirs, "{who:?} {runtime} {options:?}");
+            }
+        }
+    }
 }
