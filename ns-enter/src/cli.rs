@@ -150,6 +150,9 @@ pub struct Cli {
     /// User and group by name or number
     #[arg(long = "as", help_heading = WHO, value_name = "USER[:GROUP]")]
     as_user: Option<String>,
+    /// A supplementary group besides, by name or number; repeatable
+    #[arg(long, help_heading = WHO, value_name = "GROUP", requires = "as_user")]
+    group_add: Vec<String>,
     /// Keep the caller's ids where a user namespace is joined, instead of becoming its root
     #[arg(long, help_heading = WHO, conflicts_with = "as_user")]
     keep_ids: bool,
@@ -270,7 +273,8 @@ impl Cli {
             workdir: self.workdir,
             make_workdir: self.make_workdir,
             keep_session: self.keep_session,
-            user: self.as_user.as_deref().map(Wanted::parse).transpose()?,
+            user: (self.as_user.as_deref().map(Wanted::parse).transpose()?)
+                .map(|user| user.with_groups(self.group_add)),
             keep_ids: self.keep_ids,
             capabilities,
             no_new_privs: self.no_new_privs,

@@ -28,6 +28,8 @@ pub enum Wanted {
         user: String,
         /// The group, if given.
         group: Option<String>,
+        /// Groups besides, each a name or a number.
+        more: Vec<String>,
     },
     /// Numbers only, as in an OCI runtime configuration.
     Numbers(Ids),
@@ -64,7 +66,15 @@ impl Wanted {
         if user.is_empty() || group == Some("") || text.matches(':').count() > 1 {
             return Err(Error::usage(format_args!("user {text:?}: write USER or USER:GROUP, names or numbers")));
         }
-        Ok(Wanted::Named { user: user.into(), group: group.map(Into::into) })
+        Ok(Wanted::Named { user: user.into(), group: group.map(Into::into), more: Vec::new() })
+    }
+
+    /// The same, in the `groups` besides.
+    pub fn with_groups(mut self, groups: Vec<String>) -> Self {
+        if let Wanted::Named { more, .. } = &mut self {
+            *more = groups;
+        }
+        self
     }
 
     /// Looks the names up in the /etc/passwd and /etc/group of `root`. A number needs no line there.
@@ -77,7 +87,7 @@ impl Wanted {
                 let home = by_number(&root, ids.user)?.map(|user| user.home);
                 Ok(Found { ids: with_own_group(ids.clone()), home: home_or_slash(home) })
             }
-            Wanted::Named { user, group } => find_named(&root, user, group.as_deref()),
+            Wanted::Named { user, group, more } => find_named(&root, user, group.as_deref(), more),
         }
     }
 }
@@ -95,7 +105,7 @@ struct Group {
     members: Vec<u8>,
 }
 
-fn find_named(root: &Root, name: &str, group: Option<&str>) -> Result<Found> {
+fn find_named(root: &Root, name: &str, group: Option<&str>, more: &[String]) -> Result<Found> {
     // What is a number is an id, even where a user is called so.
     let number = number(name, "user")?;
     let user = match number {
@@ -114,6 +124,12 @@ fn find_named(root: &Root, name: &str, group: Option<&str>) -> Result<Found> {
         (Some(group), _) => ids.group = find_group(root, group)?,
         (None, Some(user)) => ids.groups = groups_of(root, &user.name)?,
         (None, None) => {}
+    }
+    for name in more {
+        let group = find_group(root, name)?;
+        if !ids.groups.contains(&group) {
+            ids.groups.push(group);
+        }
     }
     Ok(Found { ids: with_own_group(ids), home: home_or_slash(user.map(|user| user.home)) })
 }
@@ -263,6 +279,8 @@ mod tests {
         assert_eq!(found(path, "ann:wheel").unwrap(), (1000, 10, vec![10], "/home/ann".into()));
         assert_eq!(found(path, "4000").unwrap(), (4000, 0, vec![0], "/".into()));
         assert_eq!(found(path, "4000:4001").unwrap(), (4000, 4001, vec![4001], "/".into()));
+        let more = Wanted::parse("ann").unwrap().with_groups(vec!["audio".into(), "7".into()]);
+        assert_eq!(more.find(path).unwrap().ids.groups, [100, 10, 29, 7]);
         let error = found(path, "eve").unwrap_err().to_string();
         assert!(error.starts_with("user \"eve\": not in /etc/passwd of "), "{error}");
         let error = found(path, "ann:eve").unwrap_err().to_string();
