@@ -69,9 +69,17 @@ pub struct Cli {
     #[arg(short, long, value_name = "USER[:GROUP]", help_heading = "What to run")]
     pub user: Option<String>,
 
+    /// A supplementary group, by name or number
+    #[arg(long, value_name = "GROUP", help_heading = "What to run")]
+    pub group_add: Vec<String>,
+
     /// A terminal of its own
     #[arg(short, long, help_heading = "What to run")]
     pub tty: bool,
+
+    /// No terminal, whatever the document says: what `--tty=false` means
+    #[arg(long, hide = true)]
+    pub no_tty: bool,
 
     /// Keep stdin open (always so)
     #[arg(short, long, help_heading = "What to run")]
@@ -212,7 +220,7 @@ pub struct Cli {
     pub uts: Option<String>,
 
     /// User namespace
-    #[arg(long, value_name = "host|auto", help_heading = "Isolation")]
+    #[arg(long, value_name = "host|auto|PATH", help_heading = "Isolation")]
     pub userns: Option<String>,
 
     /// A kernel setting inside
@@ -303,10 +311,30 @@ const ELSEWHERE: [(&str, &str); 14] = [
 
 /// Parses the arguments. Errors say what to use instead of an option that `docker run` has and this does not.
 pub fn parse(args: &[OsString]) -> Result<Cli, Stop> {
-    chain::args::parse::<Cli>(args).map_err(|stop| match stop {
-        Stop::Fail(error) => Stop::Fail(instead(error, args)),
-        show => show,
-    })
+    match chain::args::parse::<Cli>(args) {
+        Err(Stop::Fail(error)) => match without_value(&error.to_string(), args) {
+            Some(args) => parse(&args),
+            None => Err(Stop::Fail(instead(error, args))),
+        },
+        other => other,
+    }
+}
+
+/// As with `docker run`, flags may have a value: the arguments without the one that `error` is about, if it is true or false.
+/// A false flag is one that is not there, but for a document's terminal.
+fn without_value(error: &str, args: &[OsString]) -> Option<Vec<OsString>> {
+    let (value, rest) = error.strip_prefix("unexpected value '")?.split_once("' for '")?;
+    // The flag may have a short form beside it.
+    let flag = rest.split_once('\'')?.0.split(", ").last()?;
+    let instead = match value.to_ascii_lowercase().as_str() {
+        "true" | "t" | "1" => Some(flag),
+        "false" | "f" | "0" => (flag == "--tty").then_some("--no-tty"),
+        _ => return None,
+    };
+    let word = OsString::from(format!("{flag}={value}"));
+    let at = args.iter().position(|arg| *arg == word)?;
+    let instead = instead.map(OsString::from);
+    Some(args[..at].iter().cloned().chain(instead).chain(args[at + 1..].iter().cloned()).collect())
 }
 
 fn instead(error: Error, args: &[OsString]) -> Error {
@@ -391,6 +419,16 @@ mod tests {
             assert_eq!(cli.source().unwrap().0, Source::Image(image.into()), "{words:?}");
         }
         assert!(!parsed(&["img", "-t"]).unwrap().tty);
+    }
+
+    #[test]
+    fn flags_may_have_values() {
+        let cli = parsed(&["--rm=true", "--init=0", "--tty=false", "-e", "A=--rm=x", "img", "--rm=y"]).unwrap();
+        assert!(cli.rm && !cli.init && !cli.tty && cli.no_tty);
+        assert_eq!(cli.env, ["A=--rm=x"]);
+        assert_eq!(cli.source().unwrap().1, ["--rm=y"].map(OsString::from));
+        let Err(Stop::Fail(error)) = parsed(&["--rm=maybe", "img"]) else { panic!() };
+        assert!(error.to_string().contains("unexpected value 'maybe'"), "{error}");
     }
 
     #[test]

@@ -3,6 +3,7 @@
 //! Arguments, environment and paths are kept as bytes, which JSON could not hold.
 
 use crate::cli::Cli;
+use crate::mapping::Mapping;
 use crate::rootfs::Parts;
 use chain::document::Document;
 use chain::{Error, Result, ResultExt};
@@ -55,6 +56,19 @@ pub enum Root {
     Directory(PathBuf),
 }
 
+/// Which system calls COMMAND may make.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Seccomp {
+    /// All.
+    None,
+    /// Those of the default profile.
+    Default,
+    /// Those of the profile, or of the configuration, in a file.
+    File(OsString),
+    /// Those of this profile, as JSON, which is in no file.
+    Given(String),
+}
+
 /// What to run, whole.
 #[derive(Clone, Debug)]
 pub struct Container {
@@ -74,6 +88,8 @@ pub struct Container {
     pub cwd: OsString,
     /// COMMAND's user, `USER[:GROUP]`.
     pub user: String,
+    /// Groups that it is in besides, by name or number.
+    pub groups: Vec<String>,
     /// The root.
     pub root: Root,
     /// Whether the root is read-only.
@@ -82,8 +98,8 @@ pub struct Container {
     pub hostname: Option<String>,
     /// Namespaces by their name in runtime-spec: `pid`, `network`, `ipc`, `uts`, `cgroup`; `mount` is always new.
     pub namespaces: Vec<(&'static str, Namespace)>,
-    /// Whether a user namespace is made, with all of the caller's ids.
-    pub user_namespace: bool,
+    /// The user namespace; `None` is the caller's.
+    pub mapping: Option<Mapping>,
     /// Arguments of `cg-limit`: limits, or the group to join. None: no cgroup is touched.
     pub limits: Vec<OsString>,
     /// Arguments of `vol-bind` for what is mounted besides the API file systems.
@@ -104,8 +120,8 @@ pub struct Container {
     pub ambient: Vec<String>,
     /// Whether COMMAND may gain no privileges.
     pub no_new_privileges: bool,
-    /// The seccomp filter: `default`, `none` or a file.
-    pub seccomp: OsString,
+    /// The seccomp filter.
+    pub seccomp: Seccomp,
     /// Whether only devices that were asked for can be used, whatever nodes there are.
     pub nodev: bool,
     /// Whether /dev has every device of the machine.
@@ -114,6 +130,8 @@ pub struct Container {
     pub writable_sys: bool,
     /// Whether paths of /proc and /sys are masked and read-only.
     pub masks: bool,
+    /// Arguments of the last link for what only a document says of the process.
+    pub process: Vec<OsString>,
     /// Resource limits.
     pub ulimits: Vec<String>,
     /// A terminal of its own.
@@ -122,6 +140,8 @@ pub struct Container {
     pub init: bool,
     /// Whether each link tells what it does.
     pub verbose: bool,
+    /// Whether the caller is root of the machine.
+    pub root_of_machine: bool,
 }
 
 /// Namespace names of runtime-spec, and whether a new one is the default.
@@ -132,7 +152,7 @@ impl Container {
     ///
     /// Errors: members of the wrong type, neither layers nor a root.
     pub fn new(document: Document, name: String, root_of_machine: bool) -> Result<Self> {
-        crate::refuse::unsupported(&document, root_of_machine)?;
+        crate::refuse::unsupported(&document)?;
         let layers = document.layers()?;
         let root = match document.root()? {
             Some(path) => Root::Directory(path),
@@ -143,6 +163,9 @@ impl Container {
             }
         };
         let limits = crate::limits::of_document(&document)?;
+        let (shm_size, writable_sys) = crate::volumes::of_api(&document)?;
+        // A whole configuration means what it says; what is not said in another (an image's) is as the defaults have it.
+        let whole = document.get("linux/namespaces").is_some();
         Ok(Container {
             keep: false,
             args: document.texts("process/args")?.into_iter().map(OsString::from).collect(),
@@ -150,31 +173,39 @@ impl Container {
             env_files: Vec::new(),
             cwd: document.text("process/cwd")?.unwrap_or("/").into(),
             user: user_of(&document)?,
+            groups: groups_of(&document)?,
             root,
             read_only: document.flag("root/readonly")?.unwrap_or(false),
             hostname: document.text("hostname")?.map(str::to_string),
             namespaces: namespaces_of(&document)?,
-            user_namespace: !root_of_machine,
+            mapping: Mapping::of_document(&document, root_of_machine)?,
             limits,
-            volumes: [crate::volumes::of_document(&document)?, crate::volumes::of_paths(&document)?].concat(),
+            volumes: [
+                crate::volumes::of_document(&document)?,
+                crate::volumes::of_paths(&document, !whole)?,
+                crate::devices::of_document(&document)?,
+            ]
+            .concat(),
             connection: Vec::new(),
             names: Vec::new(),
             waiting: Vec::new(),
-            shm_size: None,
+            shm_size,
             sysctls: sysctls_of(&document)?,
             capabilities: capabilities_of(&document)?,
             ambient: document.texts("process/capabilities/ambient")?.into_iter().map(str::to_string).collect(),
-            no_new_privileges: document.flag("process/noNewPrivileges")?.unwrap_or(true),
-            seccomp: "default".into(),
+            no_new_privileges: document.flag("process/noNewPrivileges")?.unwrap_or(!whole),
+            seccomp: if whole { Seccomp::None } else { Seccomp::Default },
             // A user namespace cannot use nodes that it makes; root could, with CAP_MKNOD.
-            nodev: root_of_machine,
+            nodev: root_of_machine && crate::devices::limited(&document)?,
             all_devices: false,
-            writable_sys: false,
-            masks: true,
+            writable_sys,
+            masks: !whole,
+            process: process_of(&document)?,
             ulimits: ulimits_of(&document)?,
             tty: document.flag("process/terminal")?.unwrap_or(false),
             init: false,
             verbose: false,
+            root_of_machine,
             name,
             document,
         })
@@ -183,8 +214,8 @@ impl Container {
     /// Applies the flags, and COMMAND if there is one. Errors: values that cannot be right, nothing to run.
     pub fn apply(&mut self, cli: &Cli, command: &[OsString]) -> Result<()> {
         self.apply_command(cli, command)?;
-        self.apply_environment(cli)?;
         self.apply_isolation(cli)?;
+        self.apply_environment(cli)?;
         self.apply_security(cli)?;
         self.limits.extend(crate::limits::of_flags(cli)?);
         self.volumes.extend(crate::volumes::of_flags(cli));
@@ -193,15 +224,17 @@ impl Container {
         self.waiting = self.waiting(cli);
         if let Some(user) = &cli.user {
             self.user.clone_from(user);
+            self.groups.clear();
         }
+        self.groups.extend(cli.group_add.iter().cloned());
         if let Some(cwd) = &cli.workdir {
             self.cwd.clone_from(cwd);
         }
         self.read_only |= cli.read_only;
-        self.tty |= cli.tty;
+        self.tty = (self.tty || cli.tty) && !cli.no_tty;
         self.init |= cli.init;
         self.verbose |= cli.verbose;
-        self.shm_size.clone_from(&cli.shm_size);
+        self.shm_size = cli.shm_size.clone().or(self.shm_size.take());
         self.ulimits.extend(cli.ulimit.iter().cloned());
         for label in &cli.label {
             let (key, value) = label.split_once('=').unwrap_or((label, ""));
@@ -240,10 +273,15 @@ impl Container {
         if !self.env.iter().any(|entry| entry.as_bytes().starts_with(b"PATH=")) {
             self.env.insert(0, format!("PATH={}", chain::link::DEFAULT_PATH).into());
         }
-        if let Some(hostname) = cli.hostname.as_deref().or(self.hostname.as_deref()) {
-            self.env.push(format!("HOSTNAME={hostname}").into());
-        }
-        if self.tty || cli.tty {
+        let machines =
+            || std::fs::read_to_string("/proc/sys/kernel/hostname").ok().map(|name| name.trim_end().to_string());
+        let hostname = match self.namespace("uts") {
+            Namespace::New => self.hostname.clone(),
+            Namespace::Host => machines(),
+            Namespace::Path(_) => None,
+        };
+        self.env.extend(hostname.map(|hostname| format!("HOSTNAME={hostname}").into()));
+        if (self.tty || cli.tty) && !cli.no_tty {
             self.env.push("TERM=xterm".into());
         }
         for entry in &cli.env {
@@ -274,15 +312,8 @@ impl Container {
                 self.set_namespace(name, host_or_path(option, value)?, true);
             }
         }
-        match cli.userns.as_deref() {
-            None => {}
-            Some("host") if !self.user_namespace => {}
-            Some("host") => {
-                return Err(Error::usage("--userns=host: an ordinary user needs a user namespace")
-                    .hint("leave the option out, or run as root"));
-            }
-            Some("auto") => self.user_namespace = true,
-            Some(other) => return Err(Error::usage(format_args!("--userns={other:?}: neither host nor auto"))),
+        if let Some(value) = &cli.userns {
+            self.mapping = Mapping::of_flag(value, self.mapping.take(), self.root_of_machine)?;
         }
         if let Some(hostname) = &cli.hostname {
             self.hostname = Some(hostname.clone());
@@ -299,7 +330,7 @@ impl Container {
     fn apply_security(&mut self, cli: &Cli) -> Result<()> {
         if cli.privileged {
             self.capabilities = vec!["all".into()];
-            self.seccomp = "none".into();
+            self.seccomp = Seccomp::None;
             self.masks = false;
             self.nodev = false;
             self.all_devices = true;
@@ -312,11 +343,12 @@ impl Container {
         for option in &cli.security_opt {
             let (name, value) = option.split_once(['=', ':']).unwrap_or((option, ""));
             match (name, value) {
-                ("seccomp", "unconfined") => self.seccomp = "none".into(),
+                ("seccomp", "unconfined") => self.seccomp = Seccomp::None,
+                ("seccomp", "default" | "builtin") => self.seccomp = Seccomp::Default,
                 ("seccomp", "") => {
                     return Err(Error::usage("--security-opt seccomp: default, unconfined or a file is missing"));
                 }
-                ("seccomp", file) => self.seccomp = file.into(),
+                ("seccomp", file) => self.seccomp = Seccomp::File(file.into()),
                 ("no-new-privileges", "" | "true") => self.no_new_privileges = true,
                 ("no-new-privileges", "false") => self.no_new_privileges = false,
                 _ => {
@@ -384,11 +416,32 @@ fn user_of(document: &Document) -> Result<String> {
     Ok(format!("{}:{}", id("process/user/uid")?, id("process/user/gid")?))
 }
 
+/// An image's groups come from its own /etc/group, where they are looked up again.
+fn groups_of(document: &Document) -> Result<Vec<String>> {
+    if document.get("layers").is_some() && document.get("root/path").is_none() {
+        return Ok(Vec::new());
+    }
+    let wrong = || Error::new("process.user.additionalGids: not a list of ids");
+    let id = |value: &Value| value.as_u64().map(|id| id.to_string()).ok_or_else(wrong);
+    document.list("process/user/additionalGids")?.iter().map(id).collect()
+}
+
 fn capabilities_of(document: &Document) -> Result<Vec<String>> {
     if document.get("process/capabilities").is_none() {
         return Ok(DEFAULT_CAPABILITIES.map(str::to_string).to_vec());
     }
     Ok(document.texts("process/capabilities/bounding")?.into_iter().map(str::to_string).collect())
+}
+
+fn process_of(document: &Document) -> Result<Vec<OsString>> {
+    let mut out: Vec<OsString> = Vec::new();
+    if let Some(score) = document.get("process/oomScoreAdj").filter(|score| score.as_i64() != Some(0)) {
+        out.push(format!("--oom-score-adj={score}").into());
+    }
+    if let Some(umask) = document.number("process/user/umask")? {
+        out.push(format!("--umask={umask:04o}").into());
+    }
+    Ok(out)
 }
 
 fn ulimits_of(document: &Document) -> Result<Vec<String>> {
@@ -488,7 +541,7 @@ mod tests {
     #[test]
     fn privileged_is_all_and_security_options_are_checked() {
         let got = container(IMAGE, &["--privileged", "x"]).unwrap();
-        assert_eq!((got.capabilities, got.seccomp.to_str(), got.masks), (vec!["all".to_string()], Some("none"), false));
+        assert_eq!((got.capabilities, got.seccomp, got.masks), (vec!["all".to_string()], Seccomp::None, false));
         assert!(container(IMAGE, &["--security-opt", "label=disable", "x"]).is_err());
     }
 }

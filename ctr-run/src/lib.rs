@@ -7,7 +7,9 @@
 mod capabilities;
 mod cli;
 mod container;
+mod devices;
 mod limits;
+mod mapping;
 mod network;
 mod oci;
 mod place;
@@ -22,8 +24,9 @@ use chain::args::Stop;
 use chain::store::Store;
 use chain::{Chain, Outcome, Result, ResultExt, Tool, trace, userns};
 use cli::{Cli, Print, Source};
-use container::{Container, Root};
+use container::{Container, Root, Seccomp};
 use print::Directories;
+use serde_json::Value;
 use std::ffi::OsString;
 use std::io::Write;
 use std::path::Path;
@@ -59,7 +62,10 @@ fn start(chain: &mut Chain, cli: &Cli, store: &Store) -> Result<Outcome> {
     let document = source::document(&source, cli, store)?;
     let mut container = Container::new(document, name, nix::unistd::geteuid().is_root())?;
     if container.document.get("linux/seccomp").is_some() {
-        container.seccomp = source::file(&source)?.into_os_string();
+        container.seccomp = match source::file(&source)? {
+            Some(path) => Seccomp::File(path.into()),
+            None => Seccomp::Given(container.document.get("linux/seccomp").map(Value::to_string).unwrap_or_default()),
+        };
     }
     container.keep = cli.name.is_some() && !cli.rm;
     if container.hostname.is_none() && cli.hostname.is_none() {
@@ -67,7 +73,7 @@ fn start(chain: &mut Chain, cli: &Cli, store: &Store) -> Result<Outcome> {
         container.hostname = Some(container.name.chars().take(64).collect());
     }
     container.apply(cli, &command)?;
-    if let (Source::Rootfs(dir), true) = (&source, container.user_namespace) {
+    if let (Source::Rootfs(dir), true) = (&source, container.mapping.is_some()) {
         let dir = rootfs::directory(dir)?;
         let mounts = rootfs::mounts_below(&dir)?;
         if !mounts.is_empty() || dir == Path::new("/") {

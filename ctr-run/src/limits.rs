@@ -2,6 +2,7 @@
 
 use crate::cli::Cli;
 use chain::{Document, Error, Result};
+use serde_json::Value;
 use std::ffi::{OsStr, OsString};
 
 /// From the flags.
@@ -37,7 +38,12 @@ pub fn of_document(document: &Document) -> Result<Vec<OsString>> {
     if let Some(path) = document.text("linux/cgroupsPath")?.filter(|path| !path.is_empty()) {
         push("--name", path.trim_start_matches('/').to_string());
     }
-    for (member, option) in [("memory/limit", "--memory"), ("memory/swap", "--memory-swap"), ("pids/limit", "--pids")] {
+    for (member, option) in [
+        ("memory/limit", "--memory"),
+        ("memory/swap", "--memory-swap"),
+        ("memory/reservation", "--memory-low"),
+        ("pids/limit", "--pids"),
+    ] {
         if let Some(limit) = signed(document, &resources(member))? {
             push(option, if limit < 0 { "max".into() } else { limit.to_string() });
         }
@@ -54,7 +60,50 @@ pub fn of_document(document: &Document) -> Result<Vec<OsString>> {
             push(option, list.to_string());
         }
     }
+    if let Some(weight) = document.number(&resources("blockIO/weight"))?.filter(|&weight| weight > 0) {
+        push("--io-weight", weight.to_string());
+    }
+    for (member, option) in RATES {
+        for entry in document.list(&resources(&format!("blockIO/{member}")))? {
+            let number = |name: &str| entry[name].as_u64().ok_or_else(|| wrong(&format!("blockIO/{member}")));
+            push(option, format!("{}:{}:{}", number("major")?, number("minor")?, number("rate")?));
+        }
+    }
+    for entry in document.list(&resources("hugepageLimits"))? {
+        let (Some(size), Some(limit)) = (entry["pageSize"].as_str(), entry["limit"].as_u64()) else {
+            return Err(wrong("hugepageLimits"));
+        };
+        push("--hugetlb", format!("{size}:{limit}"));
+    }
+    for (file, value) in document.get(&resources("unified")).and_then(Value::as_object).into_iter().flatten() {
+        push("--set", format!("{file}={}", value.as_str().ok_or_else(|| wrong("unified"))?));
+    }
     Ok(out)
+}
+
+const RATES: [(&str, &str); 4] = [
+    ("throttleReadBpsDevice", "--device-read-bps"),
+    ("throttleWriteBpsDevice", "--device-write-bps"),
+    ("throttleReadIOPSDevice", "--device-read-iops"),
+    ("throttleWriteIOPSDevice", "--device-write-iops"),
+];
+
+/// Members of `linux.resources` that become limits; devices are not a group's matter here.
+pub const KNOWN: [(&str, &[&str]); 7] = [
+    ("memory", &["limit", "swap", "reservation", "checkBeforeUpdate", "useHierarchy"]),
+    ("cpu", &["shares", "quota", "period", "cpus", "mems"]),
+    ("pids", &["limit"]),
+    ("blockIO", &["weight", RATES[0].0, RATES[1].0, RATES[2].0, RATES[3].0]),
+    ("hugepageLimits", &[]),
+    ("unified", &[]),
+    ("devices", &[]),
+];
+
+fn wrong(member: &str) -> Error {
+    Error::new(format_args!(
+        "linux.resources.{}: not of the form that the OCI runtime specification gives",
+        member.replace('/', ".")
+    ))
 }
 
 /// A whole number, -1 for no limit.
@@ -77,7 +126,9 @@ mod tests {
     #[test]
     fn a_document_becomes_flags() {
         let text = br#"{"linux":{"cgroupsPath":"/web","resources":{"memory":{"limit":67108864,"swap":-1},
-            "cpu":{"quota":50000,"period":100000,"shares":512,"cpus":"0-1"},"pids":{"limit":100}}}}"#;
+            "cpu":{"quota":50000,"period":100000,"shares":512,"cpus":"0-1"},"pids":{"limit":100},
+            "blockIO":{"weight":20,"throttleReadBpsDevice":[{"major":8,"minor":0,"rate":1024}]},
+            "hugepageLimits":[{"pageSize":"2MB","limit":4194304}],"unified":{"cpu.idle":"1"}}}}"#;
         let got = of_document(&Document::parse(text).unwrap()).unwrap();
         let want = [
             "--name=web",
@@ -87,6 +138,10 @@ mod tests {
             "--cpus=0.5",
             "--cpu-shares=512",
             "--cpuset-cpus=0-1",
+            "--io-weight=20",
+            "--device-read-bps=8:0:1024",
+            "--hugetlb=2MB:4194304",
+            "--set=cpu.idle=1",
         ];
         assert_eq!(got, want.map(OsString::from));
         assert!(of_document(&Document::new()).unwrap().is_empty());

@@ -2,9 +2,8 @@
 //!
 //! The layers are in our member `layers`; `layer-mount --from - DIR` mounts them and writes `root`.
 
-use crate::container::{Container, Namespace, Root};
+use crate::container::{Container, Namespace, Root, Seccomp};
 use chain::document::{Document, path_text};
-use chain::userns::{Maps, Range};
 use chain::{Error, Result, ResultExt, size};
 use serde_json::{Value, json};
 use std::ffi::OsString;
@@ -40,14 +39,15 @@ pub fn document(container: &Container, store: &Path) -> Result<Document> {
         // Runtimes that know it allow the usual devices besides.
         document.set("linux/resources/devices", json!([{"allow": false, "access": "rwm"}]));
     }
-    match container.seccomp.to_str() {
-        Some("none") => drop(document.remove("linux/seccomp")),
-        Some("default") => {
+    match &container.seccomp {
+        Seccomp::None => drop(document.remove("linux/seccomp")),
+        Seccomp::Default => {
             let kept = crate::capabilities::listed(&container.capabilities);
             document.set("linux/seccomp", ns_enter::default_seccomp(&kept)?);
         }
-        _ => {
-            let file = Document::read(Path::new(&container.seccomp))?;
+        Seccomp::Given(_) => {}
+        Seccomp::File(file) => {
+            let file = Document::read(Path::new(file))?;
             let profile = file.get("linux/seccomp").cloned();
             document.set("linux/seccomp", profile.unwrap_or_else(|| file.members().clone().into()));
         }
@@ -71,7 +71,7 @@ fn process(container: &Container, document: &mut Document) -> Result<()> {
     document.set("process/noNewPrivileges", container.no_new_privileges);
     user(container, document)?;
     let mut kept = crate::capabilities::listed(&container.capabilities);
-    if container.capabilities.first().is_some_and(|first| first == "all") && !container.user_namespace {
+    if container.capabilities.first().is_some_and(|first| first == "all") && container.mapping.is_none() {
         // All that there are here: others would make a runtime fail.
         let status = std::fs::read_to_string("/proc/self/status").call(format_args!("read(\"/proc/self/status\")"))?;
         kept = crate::capabilities::bounded(kept, &status);
@@ -95,7 +95,7 @@ fn process(container: &Container, document: &mut Document) -> Result<()> {
 fn user(container: &Container, document: &mut Document) -> Result<()> {
     if document.text("process/user/username")? == Some(&container.user) && document.get("process/user/uid").is_some() {
         document.remove("process/user/username");
-        return Ok(());
+        return groups(container, document);
     }
     let (user, group) = container.user.split_once(':').unwrap_or((&container.user, "0"));
     match (user.parse::<u32>(), group.parse::<u32>()) {
@@ -105,6 +105,24 @@ fn user(container: &Container, document: &mut Document) -> Result<()> {
             return Err(Error::usage(format_args!("--print=oci: user {:?} is a name", container.user))
                 .hint("an OCI configuration takes numbers: -u UID:GID"));
         }
+    }
+    groups(container, document)
+}
+
+/// Groups besides, after those that the document has.
+fn groups(container: &Container, document: &mut Document) -> Result<()> {
+    let mut all: Vec<Value> = document.list("process/user/additionalGids")?.to_vec();
+    for group in &container.groups {
+        let id: u32 = group.parse().map_err(|_| {
+            Error::usage(format_args!("--print=oci: group {group:?} is a name"))
+                .hint("an OCI configuration takes numbers")
+        })?;
+        if !all.contains(&id.into()) {
+            all.push(id.into());
+        }
+    }
+    if !all.is_empty() {
+        document.set("process/user/additionalGids", all);
     }
     Ok(())
 }
@@ -139,7 +157,7 @@ fn mounts(container: &Container, document: &mut Document, store: &Path) -> Resul
     let own = |name: &str| container.namespace(name) == &Namespace::New;
     if let Some(all) = mounts.as_array_mut() {
         all.retain(|mount| mount["type"] != "cgroup" || own("cgroup"));
-        all.retain(|mount| mount["type"] != "mqueue" || own("ipc") || !container.user_namespace);
+        all.retain(|mount| mount["type"] != "mqueue" || own("ipc") || container.mapping.is_none());
     }
     document.set("mounts", mounts);
     Ok(())
@@ -147,16 +165,15 @@ fn mounts(container: &Container, document: &mut Document, store: &Path) -> Resul
 
 /// What other runtimes do not find out themselves in a user namespace: whose /sys it can be, and that group 5 is not there.
 fn adapt(mount: &mut Value, container: &Container) -> Result<()> {
-    if !container.user_namespace {
-        return Ok(());
-    }
+    let Some(mapping) = &container.mapping else { return Ok(()) };
+    let groups = mapping.maps()?.map(|maps| maps.groups).unwrap_or_default();
     if mount["type"] == "sysfs" && container.namespace("network") == &Namespace::Host {
         let access = if container.writable_sys { "rw" } else { "ro" };
         *mount = json!({"destination": "/sys", "type": "none", "source": "/sys",
             "options": ["rbind", "nosuid", "noexec", "nodev", access]});
     }
     if mount["type"] == "devpts"
-        && !Maps::auto()?.groups.iter().any(|range| range.inner <= 5 && 5 - range.inner < range.count)
+        && !groups.iter().any(|range| range.inner <= 5 && 5 - range.inner < range.count)
         && let Some(options) = mount["options"].as_array_mut()
     {
         options.retain(|option| option != "gid=5");
@@ -173,12 +190,10 @@ fn namespaces(container: &Container, document: &mut Document) -> Result<()> {
             Namespace::Host => {}
         }
     }
-    if container.user_namespace {
-        list.push(json!({"type": "user"}));
-        let maps = Maps::auto()?;
-        let range = |r: &Range| json!({"containerID": r.inner, "hostID": r.outer, "size": r.count});
-        document.set("linux/uidMappings", maps.users.iter().map(range).collect::<Vec<_>>());
-        document.set("linux/gidMappings", maps.groups.iter().map(range).collect::<Vec<_>>());
+    document.remove("linux/uidMappings");
+    document.remove("linux/gidMappings");
+    if let Some(mapping) = &container.mapping {
+        list.push(mapping.write_to(document)?);
     }
     document.set("linux/namespaces", list);
     Ok(())

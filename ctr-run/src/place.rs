@@ -101,6 +101,10 @@ fn build(dir: &Path, skeleton: &Skeleton) -> Result<()> {
             _ => {}
         }
     }
+    for (name, content) in &skeleton.files {
+        let path = dir.join(name);
+        fs::write(&path, content).call(format_args!("write({path:?})"))?;
+    }
     for (name, target) in &skeleton.links {
         let path = dir.join(name);
         match symlink(target, &path) {
@@ -258,7 +262,7 @@ mod tests {
 
     fn taken(store: &Store, name: &str) -> Held {
         let directories = ["upper", "work", "root"].map(PathBuf::from).to_vec();
-        take(store, name, false, &[], &Skeleton { directories, links: Vec::new() }).unwrap()
+        take(store, name, false, &[], &Skeleton { directories, ..Skeleton::default() }).unwrap()
     }
 
     fn inode(path: PathBuf) -> u64 {

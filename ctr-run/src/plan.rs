@@ -4,10 +4,13 @@
 //! and vanish by themselves; layers, then what is mounted on them; then the root is entered and privileges are dropped,
 //! last.
 
-use crate::container::{Container, Namespace, Root};
+use crate::container::{Container, Namespace, Root, Seccomp};
 use crate::limits::joined;
+use crate::mapping::Mapping;
 use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
+
+const SECCOMP: &str = "seccomp.json";
 
 /// Where a container's own directories are.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -27,6 +30,11 @@ impl Place {
         self.dir.join("work")
     }
 
+    /// A seccomp profile that came in no file.
+    pub fn seccomp(&self) -> PathBuf {
+        self.dir.join(SECCOMP)
+    }
+
     /// Where the layers are mounted.
     pub fn root(&self) -> PathBuf {
         self.dir.join("root")
@@ -40,15 +48,22 @@ pub struct Skeleton {
     pub directories: Vec<PathBuf>,
     /// Symbolic links: where, and their targets.
     pub links: Vec<(PathBuf, PathBuf)>,
+    /// Files: where, and what is in them.
+    pub files: Vec<(PathBuf, String)>,
 }
 
-/// The skeleton of `container`; `None` if its root is there already.
+/// The skeleton of `container`; `None` if it needs nothing of its own.
 pub fn skeleton(container: &Container) -> Option<Skeleton> {
-    let mut skeleton =
-        Skeleton { directories: ["upper", "work", "root"].map(PathBuf::from).to_vec(), links: Vec::new() };
+    let mut skeleton = Skeleton::default();
+    if let Seccomp::Given(profile) = &container.seccomp {
+        skeleton.files.push((SECCOMP.into(), profile.clone()));
+    }
+    if !matches!(container.root, Root::Directory(_)) {
+        skeleton.directories.extend(["upper", "work", "root"].map(PathBuf::from));
+    }
     match &container.root {
-        Root::Directory(_) => return None,
-        Root::Layers(_) => {}
+        Root::Directory(_) if skeleton.files.is_empty() => return None,
+        Root::Directory(_) | Root::Layers(_) => {}
         Root::Parts(_, parts) => {
             let places = ["upper", "work", "root"].map(Path::new);
             let inside = places.iter().flat_map(|place| parts.unions.iter().map(|name| place.join(name)));
@@ -80,7 +95,7 @@ pub fn links(container: &Container, place: &Place, store: &Path) -> Vec<Link> {
         Root::Parts(dir, parts) => links.extend(parts.unions.iter().map(|name| union(&[dir.join(name)], place, name))),
     }
     links.push(mounts(container, &root, store));
-    links.push(enter(container, &root));
+    links.push(enter(container, &root, place));
     if container.verbose {
         links.iter_mut().for_each(|link| link.insert(1, "--verbose".into()));
     }
@@ -100,9 +115,7 @@ pub fn command(links: &[Link], args: &[OsString]) -> Vec<OsString> {
 
 fn namespaces(container: &Container) -> Link {
     let mut out: Link = vec!["ns-enter".into()];
-    if container.user_namespace {
-        out.extend(["--user".into(), "--map-auto".into()]);
-    }
+    out.extend(container.mapping.iter().flat_map(Mapping::arguments));
     out.push("--mount".into());
     for (name, namespace) in &container.namespaces {
         let option = if *name == "network" { "--net" } else { *name };
@@ -157,7 +170,7 @@ pub fn mounts(container: &Container, root: &Path, store: &Path) -> Link {
     out
 }
 
-fn enter(container: &Container, root: &Path) -> Link {
+fn enter(container: &Container, root: &Path, place: &Place) -> Link {
     let mut out: Link = vec!["ns-enter".into(), joined("--root=", root.as_os_str())];
     if container.read_only {
         out.push("--read-only".into());
@@ -166,6 +179,7 @@ fn enter(container: &Container, root: &Path) -> Link {
         out.push("--nodev".into());
     }
     out.push(format!("--as={}", container.user).into());
+    out.extend(container.groups.iter().map(|group| format!("--group-add={group}").into()));
     out.extend(capabilities(&container.capabilities));
     if !container.ambient.is_empty() {
         out.push(format!("--cap-ambient={}", container.ambient.join(",")).into());
@@ -173,10 +187,14 @@ fn enter(container: &Container, root: &Path) -> Link {
     if container.no_new_privileges {
         out.push("--no-new-privs".into());
     }
-    if container.seccomp != "none" {
-        out.push(joined("--seccomp=", &container.seccomp));
+    match &container.seccomp {
+        Seccomp::None => {}
+        Seccomp::Default => out.push("--seccomp=default".into()),
+        Seccomp::File(file) => out.push(joined("--seccomp=", file)),
+        Seccomp::Given(_) => out.push(joined("--seccomp=", place.seccomp().as_os_str())),
     }
     out.extend(container.ulimits.iter().map(|limit| format!("--ulimit={limit}").into()));
+    out.extend(container.process.iter().cloned());
     if container.init {
         out.push("--init".into());
     }

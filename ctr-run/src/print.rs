@@ -33,7 +33,7 @@ pub fn script(links: &[Link], args: &[OsString], place: &Place, directories: &Di
             let _ = write!(
                 out,
                 "\n# The container's own directories: they go when it ends.\nmkdir -p {store}\ndir=$(mktemp -d {store}/by-hand.XXXXXXXX)\n\
-                 trap 'chmod -R u+rwx \"$dir/work\"; {remove}' EXIT\ntrap 'exit 129' HUP\ntrap 'exit 130' INT\ntrap 'exit 143' TERM\n"
+                 trap 'test ! -e \"$dir/work\" || chmod -R u+rwx \"$dir/work\"; {remove}' EXIT\ntrap 'exit 129' HUP\ntrap 'exit 130' INT\ntrap 'exit 143' TERM\n"
             );
             out.push_str(&make("\"$dir\"", skeleton));
         }
@@ -54,11 +54,15 @@ pub fn script(links: &[Link], args: &[OsString], place: &Place, directories: &Di
 
 /// Makes the skeleton in `dir` (quoted already).
 fn make(dir: &str, skeleton: &Skeleton) -> String {
-    let mut out = String::from("mkdir -p");
-    for name in &skeleton.directories {
-        let _ = write!(out, " {dir}/{}", quote(name.as_os_str()));
+    let mut out = String::new();
+    let directories: Vec<String> =
+        skeleton.directories.iter().map(|name| format!("{dir}/{}", quote(name.as_os_str()))).collect();
+    if !directories.is_empty() {
+        let _ = writeln!(out, "mkdir -p {}", directories.join(" "));
     }
-    out.push('\n');
+    for (name, content) in &skeleton.files {
+        let _ = writeln!(out, "printf %s {} >{dir}/{}", quote(content), quote(name.as_os_str()));
+    }
     for (name, target) in &skeleton.links {
         let _ = writeln!(out, "ln -sfn {} {dir}/{}", quote(target.as_os_str()), quote(name.as_os_str()));
     }

@@ -1,52 +1,47 @@
 //! What a document may ask for that no link of the chain does. To leave it out in silence would run something else than what
 //! was asked for, often something weaker: it is an error that names the member.
 
+use crate::limits::KNOWN;
 use chain::document::Document;
 use chain::{Error, Result};
 use serde_json::Value;
 
 /// Members that must be absent or empty.
-const UNSUPPORTED: [&str; 16] = [
+const UNSUPPORTED: [&str; 9] = [
     "hooks",
     "process/apparmorProfile",
     "process/selinuxLabel",
     "process/ioPriority",
     "process/scheduler",
     "process/execCPUAffinity",
-    "process/oomScoreAdj",
-    "process/user/umask",
-    "linux/devices",
     "linux/intelRdt",
     "linux/mountLabel",
     "linux/timeOffsets",
-    "linux/resources/blockIO",
-    "linux/resources/hugepageLimits",
-    "linux/resources/rdma",
-    "linux/resources/network",
 ];
 
-/// Errors: a member that is not supported and says something. `root_of_machine`: no user namespace will be made.
-pub fn unsupported(document: &Document, root_of_machine: bool) -> Result<()> {
+/// Errors: a member that is not supported and says something.
+pub fn unsupported(document: &Document) -> Result<()> {
     if let Some(path) = UNSUPPORTED.iter().find(|path| document.get(path).is_some_and(|value| !is_empty(value))) {
         return Err(refused(path));
     }
     let namespaces = document.list("linux/namespaces")?;
     let has = |kind: &str| namespaces.iter().any(|entry| entry["type"].as_str() == Some(kind));
-    // An ordinary user's container always has one, with all ids that the user has.
-    if root_of_machine && (has("user") || document.get("linux/uidMappings").is_some_and(|value| !is_empty(value))) {
-        return Err(refused("linux/uidMappings").hint("as an ordinary user a user namespace is always made"));
-    }
     if has("time") {
         return Err(refused("linux/namespaces (time)"));
     }
-    // Only devices that are asked for can be used anyway; more than the usual ones are not given.
-    let rules = document.list("linux/resources/devices")?;
-    if rules.iter().any(|rule| rule["allow"].as_bool() != Some(false)) {
-        return Err(refused("linux/resources/devices").hint("--device gives devices"));
-    }
-    // An image's come from its own /etc/group, where they are looked up again.
-    if document.get("layers").is_none() && !document.list("process/user/additionalGids")?.is_empty() {
-        return Err(refused("process/user/additionalGids"));
+    for (group, value) in document.get("linux/resources").and_then(Value::as_object).into_iter().flatten() {
+        let known = KNOWN.iter().find(|(name, _)| name == group).map(|(_, members)| *members);
+        let members = value.as_object().filter(|_| known.is_some_and(|members| !members.is_empty()));
+        match (known, members) {
+            (None, _) if !is_empty(value) => return Err(refused(&format!("linux/resources/{group}"))),
+            (Some(known), Some(members)) => {
+                let more = members.iter().find(|(name, value)| !known.contains(&name.as_str()) && !is_empty(value));
+                if let Some((name, _)) = more {
+                    return Err(refused(&format!("linux/resources/{group}/{name}")));
+                }
+            }
+            _ => {}
+        }
     }
     match document.text("linux/rootfsPropagation")? {
         None | Some("" | "private" | "rprivate" | "slave" | "rslave") => Ok(()),
@@ -54,7 +49,8 @@ pub fn unsupported(document: &Document, root_of_machine: bool) -> Result<()> {
     }
 }
 
-fn refused(path: &str) -> Error {
+/// The error for a member that is not supported.
+pub fn refused(path: &str) -> Error {
     Error::new(format_args!("the document's {} is not supported", path.replace('/', ".")))
 }
 
@@ -78,13 +74,12 @@ mod tests {
         for (text, name) in [
             (r#"{"hooks":{"prestart":[{"path":"/x"}]}}"#, "hooks"),
             (r#"{"process":{"apparmorProfile":"p"}}"#, "process.apparmorProfile"),
-            (r#"{"linux":{"namespaces":[{"type":"user"}]}}"#, "linux.uidMappings"),
-            (r#"{"linux":{"resources":{"devices":[{"allow":true,"access":"rwm"}]}}}"#, "linux.resources.devices"),
-            (r#"{"process":{"user":{"additionalGids":[5]}}}"#, "process.user.additionalGids"),
+            (r#"{"linux":{"resources":{"rdma":{"mlx5_1":{"hcaHandles":3}}}}}"#, "linux.resources.rdma"),
+            (r#"{"linux":{"resources":{"memory":{"swappiness":5}}}}"#, "linux.resources.memory.swappiness"),
             (r#"{"linux":{"rootfsPropagation":"shared"}}"#, "linux.rootfsPropagation"),
         ] {
             let document = Document::parse(text.as_bytes()).unwrap();
-            let error = unsupported(&document, true).unwrap_err().to_string();
+            let error = unsupported(&document).unwrap_err().to_string();
             assert!(error.contains(name), "{error}");
         }
     }
@@ -94,6 +89,6 @@ mod tests {
         let text = r#"{"hooks":{},"layers":["/l"],"process":{"oomScoreAdj":0,"apparmorProfile":"","user":{"additionalGids":[1]}},
             "linux":{"resources":{"devices":[{"allow":false,"access":"rwm"}],"blockIO":{}},"namespaces":[{"type":"user"}]}}"#;
         let document = Document::parse(text.as_bytes()).unwrap();
-        assert!(unsupported(&document, false).is_ok());
+        assert!(unsupported(&document).is_ok());
     }
 }

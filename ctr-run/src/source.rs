@@ -4,7 +4,7 @@ use crate::cli::{Cli, Source};
 use chain::document::{Document, path_text};
 use chain::link::apart;
 use chain::store::Store;
-use chain::{Error, Result, ResultExt};
+use chain::{Result, ResultExt};
 use nix::fcntl::OFlag;
 use nix::unistd::pipe2;
 use serde_json::json;
@@ -50,17 +50,15 @@ fn bundle(dir: &Path) -> Result<Document> {
     Ok(document)
 }
 
-/// The file that the document of `source` is in, absolute, for what a link has to read itself. Error: it is none.
-pub fn file(source: &Source) -> Result<PathBuf> {
+/// The file that the document of `source` is in, absolute, for what a link has to read itself; `None` if it is in none.
+pub fn file(source: &Source) -> Result<Option<PathBuf>> {
     let path = match source {
         Source::Bundle(dir) => dir.join("config.json"),
-        Source::Document(path) if path != Path::new("-") => path.clone(),
-        _ => {
-            return Err(Error::new("the document has a seccomp profile, and comes from no file")
-                .hint("save it and name it with --from FILE"));
-        }
+        // A pipe, or what is read but once, is no file to come back to.
+        Source::Document(path) if path.is_file() => path.clone(),
+        _ => return Ok(None),
     };
-    path.canonicalize().call(format_args!("open({path:?})"))
+    path.canonicalize().call(format_args!("open({path:?})")).map(Some)
 }
 
 /// What `img-unpack` prints. It runs in a child, since it has threads, needs memory and, for an ordinary user, enters a user

@@ -19,17 +19,29 @@ pub fn of_flags(cli: &Cli) -> Vec<OsString> {
 /// Mount points that `vol-bind --api` provides.
 const API: [&str; 7] = ["/proc", "/dev", "/dev/pts", "/dev/shm", "/dev/mqueue", "/sys", "/sys/fs/cgroup"];
 
-/// From `linux.maskedPaths` and `linux.readonlyPaths`: what the defaults do not have.
-pub fn of_paths(document: &Document) -> Result<Vec<OsString>> {
+/// From `linux.maskedPaths` and `linux.readonlyPaths`: all, or with `defaults` what these do not have.
+pub fn of_paths(document: &Document, defaults: bool) -> Result<Vec<OsString>> {
     let mut out = Vec::new();
     for (member, option, default) in [
         ("linux/maskedPaths", "--mask", &vol_bind::MASKED[..]),
         ("linux/readonlyPaths", "--readonly", &vol_bind::READ_ONLY[..]),
     ] {
-        let more = document.texts(member)?.into_iter().filter(|path| !default.contains(path));
+        let more = document.texts(member)?.into_iter().filter(|path| !defaults || !default.contains(path));
         out.extend(more.map(|path| format!("{option}={path}").into()));
     }
     Ok(out)
+}
+
+/// What `mounts` says of what `--api` provides: the size of /dev/shm, and whether /sys can be written.
+pub fn of_api(document: &Document) -> Result<(Option<String>, bool)> {
+    let mounts = document.list("mounts")?;
+    let options = |at: &str| {
+        let mount = mounts.iter().find(|mount| mount["destination"].as_str() == Some(at));
+        mount.map(|mount| mount["options"].as_array().into_iter().flatten().filter_map(Value::as_str))
+    };
+    let size = options("/dev/shm").and_then(|mut all| all.find_map(|option| option.strip_prefix("size=")));
+    let writable = options("/sys").is_some_and(|mut all| !all.any(|option| option == "ro"));
+    Ok((size.map(str::to_string), writable))
 }
 
 /// From `mounts`, without what `--api` provides anyway. Errors: a mount without a destination, or that cannot be written as
@@ -81,6 +93,10 @@ mod tests {
             ["--mount=type=bind,\"src=/srv/a,b\",dst=/data,rbind,ro", "--mount=type=tmpfs,dst=/t,size=1m"]
                 .map(OsString::from)
         );
+        let text =
+            br#"{"mounts":[{"destination":"/dev/shm","options":["size=1m"]},{"destination":"/sys","options":["rw"]}]}"#;
+        assert_eq!(of_api(&Document::parse(text).unwrap()).unwrap(), (Some("1m".into()), true));
+        assert_eq!(of_api(&Document::new()).unwrap(), (None, false));
         assert!(of_document(&Document::parse(br#"{"mounts":[{"type":"tmpfs"}]}"#).unwrap()).is_err());
     }
 }

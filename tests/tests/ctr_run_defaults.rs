@@ -151,7 +151,7 @@ fn profile() -> String {
          done </proc/mounts | grep . | sort\n\
          find /dev -path /dev/pts -prune -o -path /dev/core -prune -o -print | sort | while read -r path; do stat -c '%n %F %t:%T %a' $path; done\n\
          busybox unshare -U true 2>&1\n\
-         touch /x 2>&1; cat /proc/sys/net/ipv4/ip_forward; ls /v /w 2>/dev/null; true",
+         touch /x 2>&1; cat /proc/sys/net/ipv4/ip_forward; ls /v /w 2>/dev/null; df -k /dev/shm | tail -n 1 | tr -s ' ' | cut -d' ' -f2",
         masked = MASKED.join(" "),
         read_only = READ_ONLY.join("|"),
     )
@@ -221,6 +221,7 @@ fn witness(scratch: &Scratch, runtime: &str, words: &[&str]) -> String {
     let script = "hidden=/sys/fs/cgroup/unified/cgroup.controllers; test ! -e $hidden || mount --bind /dev/null $hidden\n\
                   runtime=$1; name=$2; shift 2\n\
                   ctr-run --name $name --print=oci \"$@\" >printed.json; layer-mount --from printed.json --scratch mnt >bundle/config.json\n\
+                  case $runtime in ctr-run) exec ctr-run --bundle bundle;; esac\n\
                   exec $runtime --root state run -b bundle $name";
     let mut command = match scratch.who {
         Who::Root => {
@@ -261,8 +262,8 @@ fn other_runtimes_make_the_same_of_the_printed_configuration() {
             cases.push(vec!["--ipc", "host", "--uts", "host"]);
             cases.push(vec!["--memory", "64M", "--pids-limit", "50", "--cpus", "0.5", "--device", "/dev/fuse"]);
         }
-        for runtime in ["runc", "crun"] {
-            if !has(runtime) {
+        for runtime in ["ctr-run", "runc", "crun"] {
+            if runtime != "ctr-run" && !has(runtime) {
                 continue;
             }
             for options in &cases {
