@@ -123,14 +123,14 @@ fn the_next_container_sees_nothing_of_the_one_before() {
     for who in Who::all() {
         let (scratch, image) = busybox(who);
         let look = "stat -c '%a %u:%g' /; ls -a / | md5sum; stat -c %Y / | cut -c1-3";
-        let first = scratch.run("ctr-run", &[&image, "sh", "-c", look]).ok();
+        let first = scratch.run("ctr-run", [&image, "sh", "-c", look]).ok();
         scratch
             .run(
                 "ctr-run",
-                &[&image, "sh", "-c", "chmod 1700 / && chown 5:6 / && echo x >/new && rm /new && touch -d @1 /"],
+                [&image, "sh", "-c", "chmod 1700 / && chown 5:6 / && echo x >/new && rm /new && touch -d @1 /"],
             )
             .ok();
-        assert_eq!(scratch.run("ctr-run", &[&image, "sh", "-c", look]).ok(), first);
+        assert_eq!(scratch.run("ctr-run", [&image, "sh", "-c", look]).ok(), first);
     }
 }
 
