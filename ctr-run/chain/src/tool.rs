@@ -72,7 +72,10 @@ pub fn run(tool: &Tool, links: &'static [&'static Tool], args: &[OsString]) -> u
     let status = match chain.enter(tool, args) {
         Ok(outcome) => finish(outcome),
         Err(Stop::Show(text)) => print(&text),
-        Err(Stop::Fail(error)) => report(&error),
+        Err(Stop::Fail(error)) => {
+            chain.tell_not_started();
+            report(&error)
+        }
     };
     // A link that fails after others asked for cleaning up must not leave their work behind.
     chain.unwind();

@@ -65,8 +65,9 @@ impl Blocked {
     }
 }
 
-/// What the child says: COMMAND has stopped; here is its terminal (with the two sides of it).
+/// What the child says: COMMAND has stopped; it will never start; here is its terminal (with the two sides of it).
 const STOPPED: u8 = b's';
+const NOT_STARTED: u8 = b'n';
 const TERMINAL: u8 = b't';
 
 impl Chain {
@@ -105,6 +106,13 @@ impl Chain {
         trace::op(format_args!("sendmsg(parent, the terminal)"), || {
             descriptor::send(parent, TERMINAL, &[master.as_fd(), slave.as_fd()])
         })
+    }
+
+    /// Tells the parent, if one waits, that COMMAND will never start: a link has failed.
+    pub fn tell_not_started(&self) {
+        if let Some(parent) = &self.parent {
+            let _ = descriptor::send(parent, NOT_STARTED, &[]);
+        }
     }
 
     fn split<F>(&mut self, init: bool, flags: u64, prepare: F) -> Result<Forked>
@@ -157,8 +165,12 @@ impl Chain {
             let kept: Vec<BorrowedFd<'_>> = [pidfd.as_fd(), own.as_fd()].into_iter().chain(parent).collect();
             descriptor::close_all_but(3, &kept).call(format_args!("close_range(3, MAX)"))?;
         }
-        let status = Waiter::new(pid, pidfd, own, parent, init).wait(stop);
-        self.run_after(status.as_ref().ok().copied());
+        let mut started = true;
+        let status = Waiter::new(pid, pidfd, own, parent, init).wait(stop, &mut started);
+        if !started {
+            self.tell_not_started();
+        }
+        self.run_after(status.as_ref().ok().copied().filter(|_| started));
         if !init {
             // An init ends now; until it has, nothing that is sent to it shall look as if it were dropped.
             blocked.restore();
@@ -234,6 +246,8 @@ struct Waiter<'a> {
     /// Whether it is an init, and whether it reaps what has no other parent, as the first process of a PID namespace must too.
     init: bool,
     reaps_all: bool,
+    /// Whether the child has not said that it will never be COMMAND.
+    started: bool,
     /// Whether a signal that ends programs was passed on.
     told_to_end: bool,
     relay: Option<Relay>,
@@ -246,13 +260,13 @@ impl<'a> Waiter<'a> {
         let signals = process::forwardable();
         let reaps_all = init || getpid().as_raw() == 1;
         let child = Some(child);
-        let (told_to_end, relay, pending) = (false, None, None);
-        Waiter { pid, pidfd, signals, child, parent, init, reaps_all, told_to_end, relay, pending }
+        let (started, told_to_end, relay, pending) = (true, false, None, None);
+        Waiter { pid, pidfd, signals, child, parent, init, reaps_all, started, told_to_end, relay, pending }
     }
 
     /// Waits until the child has ended; forwards signals meanwhile, and SIGTERM as `stop` says. Gives its status, 128+N for
-    /// signal N.
-    fn wait(mut self, stop: Option<Stopping>) -> Result<u8> {
+    /// signal N; `started` becomes false if it said that it was never COMMAND.
+    fn wait(mut self, stop: Option<Stopping>, started: &mut bool) -> Result<u8> {
         let mut ended_by = None;
         // When it is killed, once it has been asked to end.
         let mut last: Option<Instant> = None;
@@ -272,6 +286,7 @@ impl<'a> Waiter<'a> {
                 Ok((signal, _)) if signal == Signal::SIGCHLD as i32 => {
                     if let Some(status) = self.reap()? {
                         self.finish();
+                        *started = self.started;
                         // Unless it ended by itself before.
                         let killed = status == 128 + Signal::SIGKILL as u8;
                         return Ok(ended_by.filter(|_| killed).unwrap_or(status));
@@ -410,6 +425,7 @@ impl<'a> Waiter<'a> {
         let Some(child) = &self.child else { return };
         match descriptor::receive(child) {
             Ok((Some(STOPPED), _)) => self.stop(),
+            Ok((Some(NOT_STARTED), _)) => self.started = false,
             Ok((Some(TERMINAL), descriptors)) => {
                 let Ok([master, slave]) = <[OwnedFd; 2]>::try_from(descriptors) else { return };
                 match Relay::start(master, slave) {
