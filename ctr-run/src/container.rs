@@ -219,6 +219,10 @@ impl Container {
         self.apply_security(cli)?;
         self.limits.extend(crate::limits::of_flags(cli)?);
         self.volumes.extend(crate::volumes::of_flags(cli));
+        if self.namespace("pid") == &Namespace::Host && self.mapping.is_some() {
+            // A new /proc of the machine's processes is for root of the machine alone.
+            self.volumes.push("--mount=type=bind,src=/proc,dst=/proc,nosuid,nodev,noexec".into());
+        }
         self.connection = crate::network::connection(cli)?;
         self.names = crate::network::names(cli, self);
         self.waiting = self.waiting(cli);

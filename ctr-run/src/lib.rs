@@ -82,7 +82,7 @@ fn start(chain: &mut Chain, cli: &Cli, store: &Store) -> Result<Outcome> {
         }
     }
     match cli.print {
-        Some(Print::Sh) => Ok(Outcome::Text(script(&container, store))),
+        Some(Print::Sh) => Ok(Outcome::Text(script(cli, &container, store))),
         Some(Print::Oci) => oci::document(&container, store.path()).map(Outcome::Document),
         None => execute(chain, cli, container, store),
     }
@@ -95,11 +95,6 @@ fn execute(chain: &mut Chain, cli: &Cli, container: Container, store: &Store) ->
         Root::Parts(dir, _) => vec![dir.clone()],
         Root::Directory(_) => Vec::new(),
     };
-    if let Some(file) = &cli.cidfile {
-        std::fs::File::create_new(file)
-            .and_then(|mut opened| opened.write_all(container.name.as_bytes()))
-            .call(format_args!("open({file:?}, O_CREAT|O_EXCL)"))?;
-    }
     let mut place = plan::Place { dir: store.containers().join(&container.name) };
     if let Some(skeleton) = plan::skeleton(&container) {
         place::sweep(store);
@@ -119,19 +114,46 @@ fn execute(chain: &mut Chain, cli: &Cli, container: Container, store: &Store) ->
             }
         });
     }
+    note(chain, cli, &container.name)?;
     let command = plan::command(&plan::links(&container, &place, store.path()), &container.args);
     drop(container);
     chain.exec(&command)
 }
 
-fn script(container: &Container, store: &Store) -> String {
+/// Writes the container's name where it was asked for. A container that never starts leaves neither that nor its process
+/// number. Error: the file is there already.
+fn note(chain: &mut Chain, cli: &Cli, name: &str) -> Result<()> {
+    if let Some(file) = cli.cidfile.clone() {
+        std::fs::File::create_new(&file)
+            .and_then(|mut opened| opened.write_all(name.as_bytes()))
+            .call(format_args!("open({file:?}, O_CREAT|O_EXCL)"))?;
+        chain.after(move |status| {
+            if status.is_none() {
+                let _ = std::fs::remove_file(&file);
+            }
+        });
+    }
+    if let Some(file) = cli.pidfile.clone() {
+        chain.after(move |status| {
+            let number = std::fs::read_to_string(&file).unwrap_or_default();
+            let gone = !number.is_empty() && !Path::new("/proc").join(number.trim()).exists();
+            if status.is_none() && gone {
+                let _ = std::fs::remove_file(&file);
+            }
+        });
+    }
+    Ok(())
+}
+
+fn script(cli: &Cli, container: &Container, store: &Store) -> String {
     let place = plan::Place { dir: store.containers().join(&container.name) };
     let directories = match plan::skeleton(container) {
         None => Directories::None,
         Some(skeleton) if container.keep => Directories::Named(skeleton),
         Some(skeleton) => Directories::Own { store: store.path(), mapped: !userns::is_real_root(), skeleton },
     };
-    print::script(&plan::links(container, &place, store.path()), &container.args, &place, &directories)
+    let note = cli.cidfile.as_deref().map(|file| (file, container.name.as_str()));
+    print::script(&plan::links(container, &place, store.path()), &container.args, &place, &directories, note)
 }
 
 fn list(store: &Store) -> Outcome {

@@ -16,8 +16,14 @@ pub enum Directories<'a> {
     Named(Skeleton),
 }
 
-/// The script. `place` is what the links were planned with.
-pub fn script(links: &[Link], args: &[OsString], place: &Place, directories: &Directories) -> String {
+/// The script. `place` is what the links were planned with; `note` a file that must not be there, and the name for it.
+pub fn script(
+    links: &[Link],
+    args: &[OsString],
+    place: &Place,
+    directories: &Directories,
+    note: Option<(&Path, &str)>,
+) -> String {
     let quote = |word: &OsString| match directories {
         Directories::Own { .. } => own_directory(word, &place.dir),
         _ => quote(word),
@@ -42,6 +48,9 @@ pub fn script(links: &[Link], args: &[OsString], place: &Place, directories: &Di
             let _ = write!(out, "\n# The named container's directories: they stay.\nmkdir -p {dir}\n");
             out.push_str(&make(&dir, skeleton));
         }
+    }
+    if let Some((file, name)) = note {
+        let _ = write!(out, "\n(set -C; printf %s {} >{})\n", quote(&name.into()), quote(&file.into()));
     }
     for link in links {
         let words: Vec<String> = link.iter().map(quote).collect();
@@ -126,7 +135,9 @@ mod tests {
             &["sh".into()],
             &place,
             &directories,
+            Some((Path::new("id"), "x")),
         );
+        assert!(text.contains("\n(set -C; printf %s x >id)\n"), "{text}");
         assert!(text.contains("\nns-enter --root=\"$dir\"/root -- \\\nsh\n"), "{text}");
         assert!(!text.contains("containers/x"), "{text}");
     }
