@@ -304,7 +304,7 @@ fn no_option_is_without_a_test() {
         case.options
             .iter()
             .filter(|word| word.starts_with('-') && word.len() > 2 || **word == "-e")
-            .map(|word| long(word))
+            .map(long)
     });
     let tested: BTreeSet<String> = tested.chain(ELSEWHERE.iter().map(|(option, _)| option.to_string())).collect();
     let untested: Vec<&String> = all.difference(&tested).collect();
