@@ -12,7 +12,7 @@ use nix::fcntl::{OFlag, open};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SigSet, Signal, raise};
 use nix::sys::stat::{Mode, SFlag, fstat};
-use nix::sys::termios::{SetArg, Termios, cfmakeraw, tcgetattr, tcsetattr};
+use nix::sys::termios::{LocalFlags, SetArg, SpecialCharacterIndices, Termios, cfmakeraw, tcgetattr, tcsetattr};
 use nix::sys::wait::waitpid;
 use nix::unistd::{Pid, getpgrp, isatty, pipe2, read, tcgetpgrp, write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -44,6 +44,8 @@ pub struct Relay {
     to_caller: Flow,
     /// Whether what was last read of the input was not the end of a line.
     within_line: bool,
+    /// A key among what was last read that makes a signal.
+    typed: Option<Signal>,
 }
 
 /// Bytes on their way.
@@ -100,6 +102,7 @@ impl Relay {
             to_command: Flow::default(),
             to_caller: Flow::default(),
             within_line: false,
+            typed: None,
         };
         if let Some(screen) = relay.screen.as_mut().filter(|_| typed) {
             screen.wait_for_foreground();
@@ -178,11 +181,21 @@ impl Relay {
         !output || self.to_caller.empty(&self.output).is_ok()
     }
 
+    /// The signal that was typed for the group of `pid`, once COMMAND's terminal has it: the kernel drops it where `pid` is
+    /// the first process of its namespace.
+    pub fn typed(&mut self, pid: Pid) -> Option<Signal> {
+        if !self.to_command.is_empty() {
+            return None;
+        }
+        self.typed.take().filter(|_| tcgetpgrp(&self.master) == Ok(pid))
+    }
+
     fn take_input(&mut self) -> bool {
         let Some(input) = &self.input else { return true };
         match self.to_command.fill(input) {
             Ok(1..) => {
                 self.within_line = self.to_command.bytes.last() != Some(&b'\n');
+                self.typed = signal_of(&self.to_command.bytes, &self.master);
                 return true;
             }
             Err(Errno::EAGAIN | Errno::EINTR) => return true,
@@ -225,6 +238,21 @@ impl Relay {
             }
         }
     }
+}
+
+/// The signal that one of these keys makes on `terminal`, as its mode is now (termios(3)).
+fn signal_of(keys: &[u8], terminal: &OwnedFd) -> Option<Signal> {
+    use SpecialCharacterIndices::{VINTR, VQUIT, VSUSP};
+    // 0 stands for no key at all.
+    let control = |key: &&u8| key.is_ascii_control() && **key != 0;
+    // Hardly ever there: the mode is asked only then.
+    keys.iter().find(control)?;
+    let mode = tcgetattr(terminal).ok().filter(|mode| mode.local_flags.contains(LocalFlags::ISIG))?;
+    let made = [(VINTR, Signal::SIGINT), (VQUIT, Signal::SIGQUIT), (VSUSP, Signal::SIGTSTP)];
+    let of = |key: &u8| {
+        made.iter().find(|(index, _)| mode.control_chars[*index as usize] == *key).map(|(_, signal)| *signal)
+    };
+    keys.iter().rev().filter(control).find_map(of)
 }
 
 /// Whether `signal` is one by which people and machines ask a program to end.

@@ -293,6 +293,11 @@ impl<'a> Waiter<'a> {
                     }
                     continue;
                 }
+                // COMMAND's terminal has sent it already.
+                Ok((signal, TYPED)) => {
+                    doubtful = None;
+                    signal
+                }
                 Ok((signal, code)) => {
                     if self.is_for_relay(signal) {
                         continue;
@@ -417,6 +422,9 @@ impl<'a> Waiter<'a> {
             // The kernel tells COMMAND's session that its terminal has hung up.
             self.relay = None;
         }
+        if let Some(signal) = self.relay.as_mut().and_then(|relay| relay.typed(self.pid)) {
+            return Ok(Some((signal as i32, TYPED)));
+        }
         Ok(None)
     }
 
@@ -524,6 +532,8 @@ impl<'a> Waiter<'a> {
 
 /// `si_code` of what the kernel sends, such as a terminal to its whole foreground group.
 const SI_KERNEL: i32 = 0x80;
+/// Not of the kernel's: a key that makes a signal was typed on COMMAND's terminal.
+const TYPED: i32 = i32::MIN;
 /// A child blocks everything for the moment between its making and its start, and a signal that comes then is dropped by
 /// the kernel once it no longer blocks it. So it is looked at again, this often, for so long.
 const DOUBT_INTERVAL: Duration = Duration::from_millis(5);
@@ -561,7 +571,9 @@ fn fate(pid: Pid, signal: i32) -> Fate {
     let field = |name: &str| status.lines().find_map(|line| line.strip_prefix(name)).map_or("", str::trim);
     let ids: Vec<&str> = field("NSpid:").split_whitespace().collect();
     let is_first = ids.len() > 1 && ids.last() == Some(&"1");
-    let is_orphaned = getsid(Some(pid)) == Ok(pid);
+    // An init that leads its session has COMMAND in its own group, which no one else of the session could continue.
+    let session = getsid(Some(pid));
+    let is_orphaned = session == Ok(pid) || session == Ok(getpid()) && getpgid(Some(pid)) == Ok(getpgrp());
     if !(is_first || is_orphaned && matches!(action, Default::Stop)) {
         return Fate::Taken;
     }
