@@ -73,7 +73,7 @@ fn start(chain: &mut Chain, cli: &Cli, store: &Store) -> Result<Outcome> {
         container.hostname = Some(container.name.chars().take(64).collect());
     }
     container.apply(cli, &command)?;
-    if let (Source::Rootfs(dir), true) = (&source, container.mapping.is_some()) {
+    if let (Source::Rootfs(dir), true) = (&source, container.mapping.is_some() || !userns::is_initial()) {
         let dir = rootfs::directory(dir)?;
         let mounts = rootfs::mounts_below(&dir)?;
         if !mounts.is_empty() || dir == Path::new("/") {

@@ -301,10 +301,7 @@ fn no_option_is_without_a_test() {
     let long =
         |option: &&str| short.iter().find(|(short, _)| short == option).map_or(*option, |(_, long)| long).to_string();
     let tested = CASES.iter().flat_map(|case| {
-        case.options
-            .iter()
-            .filter(|word| word.starts_with('-') && word.len() > 2 || **word == "-e")
-            .map(long)
+        case.options.iter().filter(|word| word.starts_with('-') && word.len() > 2 || **word == "-e").map(long)
     });
     let tested: BTreeSet<String> = tested.chain(ELSEWHERE.iter().map(|(option, _)| option.to_string())).collect();
     let untested: Vec<&String> = all.difference(&tested).collect();
