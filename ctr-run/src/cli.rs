@@ -239,7 +239,7 @@ pub struct Cli {
     #[arg(long, help_heading = "Security")]
     pub privileged: bool,
 
-    /// seccomp=default|unconfined|FILE, no-new-privileges[=false]
+    /// seccomp=default|unconfined|FILE, no-new-privileges[=false], systempaths=unconfined
     #[arg(long, value_name = "OPTION", help_heading = "Security")]
     pub security_opt: Vec<String>,
 
@@ -291,30 +291,12 @@ pub fn command() -> clap::Command {
     Cli::command()
 }
 
-/// Options of `docker run` that are not here, with what to use instead.
-const ELSEWHERE: [(&str, &str); 14] = [
-    ("--detach", "put & after the command: the shell does that"),
-    ("-d", "put & after the command: the shell does that"),
-    ("--restart", "a service manager, or a shell loop, starts it again"),
-    ("--link", "containers share a network with --net=/proc/PID/ns/net"),
-    ("--volumes-from", "name the same volumes with -v"),
-    ("--log-driver", "redirect the output, as of any command"),
-    ("--log-opt", "redirect the output, as of any command"),
-    ("--health-cmd", "run the check with ns-enter --target PID --all"),
-    ("--pull", "images are files here: skopeo copy, docker save or podman save make them"),
-    ("--gpus", "name the devices with --device"),
-    ("--cgroupns", "the cgroup namespace is always the container's own"),
-    ("--isolation", "this is for Windows"),
-    ("--ip", "--net=pasta chooses the host's address"),
-    ("--expose", "publish ports with -p and --net pasta"),
-];
-
 /// Parses the arguments. Errors say what to use instead of an option that `docker run` has and this does not.
 pub fn parse(args: &[OsString]) -> Result<Cli, Stop> {
     match chain::args::parse::<Cli>(args) {
         Err(Stop::Fail(error)) => match without_value(&error.to_string(), args) {
             Some(args) => parse(&args),
-            None => Err(Stop::Fail(instead(error, args))),
+            None => Err(Stop::Fail(crate::elsewhere::explain(error))),
         },
         other => other,
     }
@@ -335,18 +317,6 @@ fn without_value(error: &str, args: &[OsString]) -> Option<Vec<OsString>> {
     let at = args.iter().position(|arg| *arg == word)?;
     let instead = instead.map(OsString::from);
     Some(args[..at].iter().cloned().chain(instead).chain(args[at + 1..].iter().cloned()).collect())
-}
-
-fn instead(error: Error, args: &[OsString]) -> Error {
-    let text = error.to_string();
-    let named = |option: &str| {
-        text.contains(&format!("argument '{option}'"))
-            && args.iter().any(|arg| arg.to_string_lossy().split('=').next() == Some(option))
-    };
-    match ELSEWHERE.iter().find(|(option, _)| named(option)) {
-        Some((option, use_this)) => Error::usage(format_args!("{option} is not supported")).hint(use_this),
-        None => error,
-    }
 }
 
 impl Cli {

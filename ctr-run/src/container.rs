@@ -353,11 +353,13 @@ impl Container {
                     return Err(Error::usage("--security-opt seccomp: default, unconfined or a file is missing"));
                 }
                 ("seccomp", file) => self.seccomp = Seccomp::File(file.into()),
+                ("systempaths", "unconfined") => self.masks = false,
                 ("no-new-privileges", "" | "true") => self.no_new_privileges = true,
                 ("no-new-privileges", "false") => self.no_new_privileges = false,
                 _ => {
-                    return Err(Error::usage(format_args!("--security-opt {option:?} is not supported"))
-                        .hint("seccomp=default|unconfined|FILE and no-new-privileges[=false] are"));
+                    return Err(Error::usage(format_args!("--security-opt {option:?} is not supported")).hint(
+                        "seccomp=default|unconfined|FILE, no-new-privileges[=false] and systempaths=unconfined are",
+                    ));
                 }
             }
         }
@@ -395,7 +397,10 @@ fn host_or_path(option: &str, value: &str) -> Result<Namespace> {
         "host" => Ok(Namespace::Host),
         "private" | "" => Ok(Namespace::New),
         path if path.starts_with('/') => Ok(Namespace::Path(path.into())),
-        other => Err(Error::usage(format_args!("{option}={other:?}: neither host nor a path"))),
+        other => Err(Error::usage(format_args!("{option}={other:?}: neither host nor a path")).hint(format_args!(
+            "that of another container is {option}=/proc/PID/ns/{}",
+            option.trim_start_matches('-')
+        ))),
     }
 }
 

@@ -8,6 +8,7 @@ mod capabilities;
 mod cli;
 mod container;
 mod devices;
+mod elsewhere;
 mod limits;
 mod mapping;
 mod network;

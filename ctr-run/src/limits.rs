@@ -13,12 +13,14 @@ pub fn of_flags(cli: &Cli) -> Result<Vec<OsString>> {
             out.push(format!("{option}={value}").into());
         }
     };
-    push("--memory", cli.memory.clone());
+    // As with `docker run`, 0 is no limit.
+    let limit = |value: &Option<String>| value.clone().filter(|value| value.parse() != Ok(0.0));
+    push("--memory", limit(&cli.memory));
     push("--memory-swap", cli.memory_swap.clone());
-    push("--cpus", cli.cpus.clone());
+    push("--cpus", limit(&cli.cpus));
     push("--cpu-shares", cli.cpu_shares.map(|shares| shares.to_string()));
     push("--cpuset-cpus", cli.cpuset_cpus.clone());
-    push("--pids", cli.pids_limit.clone().map(|pids| if pids == "-1" { "max".into() } else { pids }));
+    push("--pids", cli.pids_limit.clone().map(|pids| if pids == "-1" || pids == "0" { "max".into() } else { pids }));
     for (option, values) in [
         ("--device-read-bps=", &cli.device_read_bps),
         ("--device-write-bps=", &cli.device_write_bps),

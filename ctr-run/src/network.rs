@@ -12,7 +12,7 @@ pub fn namespace(value: &str) -> Result<Namespace> {
         "host" => Ok(Namespace::Host),
         path if path.starts_with('/') => Ok(Namespace::Path(path.into())),
         other => Err(Error::usage(format_args!("--net={other:?}: not new, none, host, pasta or a path"))
-            .hint("bridged networks are not supported: join one that is there with --net=/path/to/namespace")),
+            .hint("bridged networks are not supported: join one that is there, --net=/proc/PID/ns/net")),
     }
 }
 

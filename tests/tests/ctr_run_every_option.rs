@@ -548,3 +548,200 @@ fn a_signal_to_stop() {
         }
     }
 }
+
+/// The options of `docker run`, by its reference; `--net`, `--dns-opt` and `--net-alias` are old names that it still takes.
+const OF_DOCKER: &[&str] = &[
+    "--add-host",
+    "--annotation",
+    "--attach",
+    "-a",
+    "--blkio-weight",
+    "--blkio-weight-device",
+    "--cap-add",
+    "--cap-drop",
+    "--cgroup-parent",
+    "--cgroupns",
+    "--cidfile",
+    "--cpu-count",
+    "--cpu-percent",
+    "--cpu-period",
+    "--cpu-quota",
+    "--cpu-rt-period",
+    "--cpu-rt-runtime",
+    "--cpu-shares",
+    "-c",
+    "--cpus",
+    "--cpuset-cpus",
+    "--cpuset-mems",
+    "--detach",
+    "-d",
+    "--detach-keys",
+    "--device",
+    "--device-cgroup-rule",
+    "--device-read-bps",
+    "--device-read-iops",
+    "--device-write-bps",
+    "--device-write-iops",
+    "--disable-content-trust",
+    "--dns",
+    "--dns-opt",
+    "--dns-option",
+    "--dns-search",
+    "--domainname",
+    "--entrypoint",
+    "--env",
+    "-e",
+    "--env-file",
+    "--expose",
+    "--gpus",
+    "--group-add",
+    "--health-cmd",
+    "--health-interval",
+    "--health-retries",
+    "--health-start-interval",
+    "--health-start-period",
+    "--health-timeout",
+    "--help",
+    "--hostname",
+    "-h",
+    "--init",
+    "--interactive",
+    "-i",
+    "--io-maxbandwidth",
+    "--io-maxiops",
+    "--ip",
+    "--ip6",
+    "--ipc",
+    "--isolation",
+    "--kernel-memory",
+    "--label",
+    "-l",
+    "--label-file",
+    "--link",
+    "--link-local-ip",
+    "--log-driver",
+    "--log-opt",
+    "--mac-address",
+    "--memory",
+    "-m",
+    "--memory-reservation",
+    "--memory-swap",
+    "--memory-swappiness",
+    "--mount",
+    "--name",
+    "--net",
+    "--net-alias",
+    "--network",
+    "--network-alias",
+    "--no-healthcheck",
+    "--oom-kill-disable",
+    "--oom-score-adj",
+    "--pid",
+    "--pids-limit",
+    "--platform",
+    "--privileged",
+    "--publish",
+    "-p",
+    "--publish-all",
+    "-P",
+    "--pull",
+    "--quiet",
+    "-q",
+    "--read-only",
+    "--restart",
+    "--rm",
+    "--runtime",
+    "--security-opt",
+    "--shm-size",
+    "--sig-proxy",
+    "--stop-signal",
+    "--stop-timeout",
+    "--storage-opt",
+    "--sysctl",
+    "--tmpfs",
+    "--tty",
+    "-t",
+    "--ulimit",
+    "--use-api-socket",
+    "--user",
+    "-u",
+    "--userns",
+    "--uts",
+    "--volume",
+    "-v",
+    "--volume-driver",
+    "--volumes-from",
+    "--workdir",
+    "-w",
+];
+
+#[test]
+fn every_option_of_docker_run_is_taken_or_refused_with_advice() {
+    let scratch = Scratch::new(Who::User);
+    let help = scratch.run("ctr-run", ["--help"]).ok();
+    let words: BTreeSet<&str> = help.split([' ', ',', '[', ']', '=', '\n']).collect();
+    for option in OF_DOCKER {
+        if words.contains(option) {
+            continue;
+        }
+        for arguments in [vec![*option, "image"], vec![option, "1", "image"]] {
+            scratch.run("ctr-run", arguments).fails(125, &[&format!("{option} is not supported; ")]);
+        }
+        if option.starts_with("--") {
+            scratch
+                .run("ctr-run", [&format!("{option}=x"), "image"])
+                .fails(125, &[&format!("{option} is not supported; ")]);
+        }
+    }
+    scratch.run("ctr-run", ["-dit", "image"]).fails(125, &["-d is not supported; put & after"]);
+    // Each is in the table for people, with a long name.
+    let readme = fs::read_to_string(ctr_tests::project("README.md")).unwrap();
+    let cells = readme.lines().filter(|line| line.starts_with("| `-")).filter_map(|line| line.split(" | ").next());
+    let shown: BTreeSet<&str> = cells.flat_map(|cell| cell.split('`')).filter(|word| word.starts_with("--")).collect();
+    let old = ["--net", "--net-alias", "--dns-opt"];
+    let missing = OF_DOCKER
+        .iter()
+        .filter(|option| option.starts_with("--") && !old.contains(option) && !shown.contains(**option));
+    assert_eq!(missing.collect::<Vec<_>>(), Vec::<&&str>::new());
+    // What a docker that is here takes beside: the list is to be kept whole.
+    if ctr_tests::bin_dir().exists()
+        && std::env::split_paths("/usr/bin:/usr/local/bin").any(|dir| dir.join("docker").is_file())
+    {
+        let theirs = scratch.run("docker", ["run", "--help"]).text();
+        let theirs = theirs.split_whitespace().filter(|word| word.starts_with("--") && word.len() > 2);
+        let new: Vec<&str> = theirs
+            .filter(|word| {
+                word.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-')
+                    && !OF_DOCKER.contains(word)
+            })
+            .collect();
+        assert_eq!(new, Vec::<&str>::new());
+    }
+}
+
+#[test]
+fn zero_is_no_limit_and_relaxations_come_one_by_one() {
+    for who in Who::all() {
+        let (scratch, image) = busybox(who);
+        let words = ["--memory", "0", "--cpus", "0", &image, "echo", "fine"];
+        assert_eq!(scratch.run("ctr-run", words).ok(), "fine\n", "{who:?}");
+        let script = "grep -c ' /proc/' /proc/mounts; grep -E '^(NoNewPrivs|Seccomp|CapBnd):' /proc/self/status";
+        let text =
+            scratch.run("ctr-run", ["--security-opt", "systempaths=unconfined", &image, "sh", "-c", script]).ok();
+        assert_eq!(text, "0\nCapBnd:\t00000000a80425fb\nNoNewPrivs:\t1\nSeccomp:\t2\n", "{who:?}");
+        for (option, value, words) in [
+            ("--net", "bridge", "bridged networks"),
+            ("--net", "container:x", "/proc/PID/ns/net"),
+            ("--pid", "container:x", "--pid=/proc/PID/ns/pid"),
+            ("--ipc", "shareable", "--ipc=/proc/PID/ns/ipc"),
+            ("--userns", "keep-id", "not host, auto or a path"),
+            ("--security-opt", "label=disable", "systempaths=unconfined"),
+            ("--mount", "type=image,src=x,dst=/y", "unknown type \"image\""),
+            ("--volume", "/x", "no place inside"),
+        ] {
+            scratch
+                .run("ctr-run", [option, value, &image, "true"])
+                .fails(125, &[value.split(',').next_back().unwrap(), words]);
+        }
+    }
+}
