@@ -291,7 +291,7 @@ impl Layer<'_> {
             let inode = fstat(&file).call(format_args!("fstat()"))?.st_ino;
             self.done.hashes.insert(inode, hash);
         }
-        attributes.put(file.as_fd(), self.target.policy, &member.path, &mut self.done.notes)
+        attributes.put(file.as_fd(), false, self.target.policy, &member.path, &mut self.done.notes)
     }
 
     fn create(&mut self, dir: &Rc<Dir>, name: &[u8]) -> Result<File> {
@@ -707,7 +707,7 @@ impl Layer<'_> {
                     self.target.policy.opaque
                 ))?;
             }
-            record.attributes.put(fd.as_fd(), self.target.policy, path, &mut self.done.notes)?;
+            record.attributes.put(fd.as_fd(), true, self.target.policy, path, &mut self.done.notes)?;
         }
         Ok(())
     }
@@ -749,7 +749,7 @@ pub fn copy_node(
         let mut file =
             openat(to, to_name, flags, mode).map(File::from).call(format_args!("openat({to_name:?}, O_CREAT)"))?;
         std::io::copy(&mut source, &mut file).call(format_args!("copy({name:?})"))?;
-        return attributes.put(file.as_fd(), policy, path, &mut notes);
+        return attributes.put(file.as_fd(), false, policy, path, &mut notes);
     }
     let is_link = is(stat, SFlag::S_IFLNK);
     if is_link {

@@ -35,7 +35,7 @@ pub fn write(tree: &Merged, dir: &Path, policy: Policy) -> Result<()> {
     let root = open_dir_at(&copy.top, OsStr::new("."))?;
     let attributes = Attributes::of_node(part.as_fd(), OsStr::new("."), &stat)?;
     copy.directory(tree, &root, &mut Vec::new())?;
-    attributes.put(root.as_fd(), policy, b".", &mut copy.notes)
+    attributes.put(root.as_fd(), true, policy, b".", &mut copy.notes)
 }
 
 struct Copy {
@@ -62,7 +62,9 @@ impl Copy {
                     self.directory(&inner, &made, path)?;
                     if let Some(part) = inner.top() {
                         let attributes = Attributes::of_node(part.as_fd(), OsStr::new("."), &stat)?;
-                        attributes.put(made.as_fd(), self.policy, name.as_bytes(), &mut self.notes).map_err(place)?;
+                        attributes
+                            .put(made.as_fd(), true, self.policy, name.as_bytes(), &mut self.notes)
+                            .map_err(place)?;
                     }
                 }
                 Found::Other(part, stat) => {

@@ -116,12 +116,19 @@ impl Attributes {
         })
     }
 
-    /// Puts them on an open file or directory of ours.
-    pub fn put(&self, file: BorrowedFd<'_>, policy: Policy, path: &[u8], notes: &mut Notes) -> Result<()> {
+    /// Puts them on an open file of ours, or on a directory if `is_dir`.
+    pub fn put(
+        &self,
+        file: BorrowedFd<'_>,
+        is_dir: bool,
+        policy: Policy,
+        path: &[u8],
+        notes: &mut Notes,
+    ) -> Result<()> {
         let (uid, gid) = self.owner(policy);
         fchown(file, Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)))
             .map_err(|errno| self.chown_error(path, errno))?;
-        let mode = self.mode(policy);
+        let mode = self.mode(policy, is_dir);
         fchmod(file, Mode::from_bits_truncate(mode))
             .call(format_args!("fchmod({:?}, {mode:o})", OsStr::from_bytes(path)))?;
         for (name, value) in &self.xattrs {
@@ -151,7 +158,7 @@ impl Attributes {
             .map_err(|errno| self.chown_error(path, errno))?;
         if !is_link {
             // A node that we have just made in a directory of our own, and no link, so there is nothing to follow.
-            let mode = Mode::from_bits_truncate(self.mode(policy));
+            let mode = Mode::from_bits_truncate(self.mode(policy, false));
             fchmodat(dir, name, mode, FchmodatFlags::FollowSymlink)
                 .call(format_args!("fchmodat({:?})", OsStr::from_bytes(path)))?;
         }
@@ -170,10 +177,10 @@ impl Attributes {
         }
     }
 
-    /// A program that would run as another user must not run as this one.
-    fn mode(&self, policy: Policy) -> u32 {
+    /// A program that would run as another user must not run as this one. A directory's bits mean something else.
+    fn mode(&self, policy: Policy, is_dir: bool) -> u32 {
         let mut mode = self.mode;
-        if policy.owners == Owners::Single {
+        if policy.owners == Owners::Single && !is_dir {
             mode &= if self.uid != 0 { !0o4000 } else { !0 } & if self.gid != 0 { !0o2000 } else { !0 };
         }
         mode
