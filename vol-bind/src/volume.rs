@@ -18,6 +18,7 @@ use chain::trace::{note, op};
 use chain::{Error, Result, ResultExt};
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
+use nix::sys::stat::fstat;
 use serde_json::{Value, json};
 use std::fs::{self, DirBuilder};
 use std::io::ErrorKind;
@@ -182,6 +183,9 @@ impl Used {
             Err(error) if matches!(error.errno(), Some(Errno::ENOENT | Errno::ENOTDIR | Errno::ELOOP)) => None,
             Err(error) => return Err(error),
         };
+        if content.is_none() && empty {
+            give(root, &data)?;
+        }
         if let Some(content) = content.filter(|_| empty) {
             let new = self.dir.join("_new");
             remove_tree(&new)?;
@@ -195,6 +199,24 @@ impl Used {
         }
         let filled = self.dir.join("filled");
         fs::write(&filled, "").call(format_args!("open({filled:?}, O_CREAT)"))
+    }
+}
+
+/// A volume for a place that the root does not have belongs to the root's owner: with owners shifted, that is not the caller.
+fn give(root: &Root, data: &Path) -> Result<()> {
+    let owner = fstat(root.fd()).call(format_args!("fstat({:?})", root.path()))?;
+    let own = fs::metadata(data).call(format_args!("stat({data:?})"))?;
+    if (own.uid(), own.gid()) == (owner.st_uid, owner.st_gid) {
+        return Ok(());
+    }
+    let call = format_args!("chown({data:?}, {}, {})", owner.st_uid, owner.st_gid);
+    match std::os::unix::fs::chown(data, Some(owner.st_uid), Some(owner.st_gid)) {
+        // An owner that is none here, or that this user may not give to: then it stays the caller's.
+        Err(error) if matches!(error.raw_os_error(), Some(nix::libc::EPERM | nix::libc::EINVAL)) => {
+            note(format_args!("{call}: {error}"));
+            Ok(())
+        }
+        other => other.call(call),
     }
 }
 
