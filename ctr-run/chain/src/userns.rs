@@ -71,14 +71,28 @@ impl Maps {
     /// The caller's own ids as root, and all its subordinate ids from 1 up; only its own where it has none.
     pub fn auto() -> Result<Self> {
         let mut maps = Maps::own(0, 0);
-        maps.users.extend(stacked(subordinate("/etc/subuid")?));
-        maps.groups.extend(stacked(subordinate("/etc/subgid")?));
+        maps.users.extend(stacked(1, subordinate("/etc/subuid")?));
+        maps.groups.extend(stacked(1, subordinate("/etc/subgid")?));
         // One kind alone is of no use: owners come in pairs.
         if maps.users.len() == 1 || maps.groups.len() == 1 {
             maps.users.truncate(1);
             maps.groups.truncate(1);
         }
         Ok(maps)
+    }
+
+    /// Root's subordinate ids from 0 up, or if there are none those that /etc/subuid gives to `containers`: for a root inside
+    /// who is not root outside. `None`: there are none. Errors: the files cannot be read.
+    pub fn of_root() -> Result<Option<Self>> {
+        let of = |path: &str| {
+            let text = read_subordinate(path)?;
+            let roots = ranges_of(&text, Some("root"), Uid::from_raw(0));
+            let found =
+                if roots.is_empty() { ranges_of(&text, Some("containers"), Uid::from_raw(u32::MAX)) } else { roots };
+            Ok::<_, Error>(stacked(0, found))
+        };
+        let maps = Maps { users: of("/etc/subuid")?, groups: of("/etc/subgid")? };
+        Ok((!maps.users.is_empty() && !maps.groups.is_empty()).then_some(maps))
     }
 
     /// Whether more than the caller's own ids are mapped.
@@ -247,13 +261,16 @@ fn cause(errno: Errno, read: impl Fn(&str) -> Option<String>) -> Option<&'static
 
 /// The ranges of the caller in /etc/subuid or /etc/subgid, as (first id, count). A missing file has none.
 fn subordinate(path: &str) -> Result<Vec<(u32, u32)>> {
-    let text = match fs::read_to_string(path) {
-        Ok(text) => text,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
-        Err(error) => return Err(Error::call(format_args!("read({path:?})"), error)),
-    };
+    let text = read_subordinate(path)?;
     let uid = nix::unistd::getuid();
     Ok(ranges_of(&text, user_name(uid).as_deref(), uid))
+}
+
+fn read_subordinate(path: &str) -> Result<String> {
+    match fs::read_to_string(path) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(String::new()),
+        other => other.call(format_args!("read({path:?})")),
+    }
 }
 
 /// The lines of a subuid(5) file that are for the user called `name` or numbered `uid`. Both files go by user.
@@ -268,9 +285,8 @@ fn ranges_of(text: &str, name: Option<&str>, uid: Uid) -> Vec<(u32, u32)> {
     text.lines().filter_map(parse).collect()
 }
 
-/// Ranges one after the other inside, from 1 up; ids that come twice are left out.
-fn stacked(ranges: Vec<(u32, u32)>) -> Vec<Range> {
-    let mut inner = 1;
+/// Ranges one after the other inside, from `inner` up; ids that come twice are left out.
+fn stacked(mut inner: u32, ranges: Vec<(u32, u32)>) -> Vec<Range> {
     let mut out: Vec<Range> = Vec::new();
     for (outer, count) in ranges {
         let range = Range { inner, outer, count };
@@ -381,8 +397,8 @@ mod tests {
 
     #[test]
     fn a_single_subordinate_id_is_kept_and_repeats_are_dropped() {
-        assert_eq!(stacked(vec![(5, 1)]), [Range { inner: 1, outer: 5, count: 1 }]);
-        let twice = stacked(vec![(100, 10), (105, 10), (200, 1)]);
+        assert_eq!(stacked(1, vec![(5, 1)]), [Range { inner: 1, outer: 5, count: 1 }]);
+        let twice = stacked(1, vec![(100, 10), (105, 10), (200, 1)]);
         assert_eq!(twice, [Range { inner: 1, outer: 100, count: 10 }, Range { inner: 11, outer: 200, count: 1 }]);
     }
 
