@@ -317,7 +317,11 @@ impl Container {
             }
         }
         if let Some(value) = &cli.userns {
-            self.mapping = Mapping::of_flag(value, self.mapping.take(), self.root_of_machine)?;
+            self.mapping = Mapping::of_flag(value, self.root_of_machine)?;
+        }
+        if matches!((&self.mapping, &self.root), (Some(Mapping::Shifted(_)), Root::Directory(_))) {
+            return Err(Error::usage("--userns=auto: the owners of a root that is there are not shifted")
+                .hint("give an image, or map ids in the document (linux.uidMappings)"));
         }
         if let Some(hostname) = &cli.hostname {
             self.hostname = Some(hostname.clone());

@@ -26,6 +26,7 @@ use chain::store::Store;
 use chain::{Chain, Outcome, Result, ResultExt, Tool, trace, userns};
 use cli::{Cli, Print, Source};
 use container::{Container, Root, Seccomp};
+use mapping::Mapping;
 use print::Directories;
 use serde_json::Value;
 use std::ffi::OsString;
@@ -77,7 +78,8 @@ fn start(chain: &mut Chain, cli: &Cli, store: &Store) -> Result<Outcome> {
     if let (Source::Rootfs(dir), true) = (&source, container.mapping.is_some() || !userns::is_initial()) {
         let dir = rootfs::directory(dir)?;
         let mounts = rootfs::mounts_below(&dir)?;
-        if !mounts.is_empty() || dir == Path::new("/") {
+        let shifted = matches!(container.mapping, Some(Mapping::Shifted(_)));
+        if !shifted && (!mounts.is_empty() || dir == Path::new("/")) {
             let parts = rootfs::parts(&dir, &mounts)?;
             container.root = Root::Parts(dir, parts);
         }

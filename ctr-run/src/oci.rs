@@ -3,6 +3,7 @@
 //! The layers are in our member `layers`; `layer-mount --from - DIR` mounts them and writes `root`.
 
 use crate::container::{Container, Namespace, Root, Seccomp};
+use crate::mapping::Mapping;
 use chain::document::{Document, path_text};
 use chain::{Error, Result, ResultExt, size};
 use serde_json::{Value, json};
@@ -22,6 +23,12 @@ pub fn document(container: &Container, store: &Path) -> Result<Document> {
         let option = option.split('=').next().unwrap_or(option);
         return Err(Error::usage(format_args!("--print=oci: {option} has no place in an OCI configuration"))
             .hint("it takes files or processes beside the runtime: leave it out"));
+    }
+    if matches!(container.mapping, Some(Mapping::Shifted(_))) {
+        return Err(Error::usage(
+            "--print=oci: --userns=auto shifts owners, which an OCI configuration cannot say of layers",
+        )
+        .hint("leave it out, or run this as an ordinary user"));
     }
     let mut document = container.document.clone();
     process(container, &mut document)?;

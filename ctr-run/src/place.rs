@@ -7,10 +7,11 @@ use chain::store::{Lock, Store, check_name};
 use chain::sys::mount::{inode_attributes, llistxattr, lremovexattr};
 use chain::{Error, Result, ResultExt};
 use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
+use nix::mount::{MntFlags, umount2};
 use std::ffi::OsString;
 use std::fs;
 use std::io::Read;
-use std::os::unix::fs::{DirBuilderExt, symlink};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt, chown, symlink};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -56,6 +57,9 @@ pub fn take(store: &Store, name: &str, keep: bool, layers: &[PathBuf], skeleton:
         check_layers(&kept, name, layers)?;
     }
     build(&place.dir, skeleton)?;
+    if let Some(group) = skeleton.group {
+        open_to(store, &place.dir, group)?;
+    }
     // Layers that only their own user namespace may open are still protected by the mount table.
     let layers = layers.iter().filter_map(|layer| Lock::try_shared(layer).ok().flatten()).collect();
     Ok(Held { place, _lock: lock, layers, spare, was_kept })
@@ -117,6 +121,17 @@ fn build(dir: &Path, skeleton: &Skeleton) -> Result<()> {
     Ok(())
 }
 
+/// Lets `group` reach what is in `dir`: others may pass through the store, which shows them nothing, up to there.
+fn open_to(store: &Store, dir: &Path, group: u32) -> Result<()> {
+    for above in [store.path(), &store.containers()] {
+        let mode = fs::metadata(above).call(format_args!("stat({above:?})"))?.mode();
+        let open = fs::Permissions::from_mode(mode & 0o7777 | 0o001);
+        fs::set_permissions(above, open).call(format_args!("chmod({above:?}, o+x)"))?;
+    }
+    chown(dir, None, Some(group)).call(format_args!("chown({dir:?}, -1, {group})"))?;
+    fs::set_permissions(dir, fs::Permissions::from_mode(0o710)).call(format_args!("chmod({dir:?}, 0710)"))
+}
+
 /// A writable layer belongs to the layers below it: with others it would show what no one made.
 fn check_layers(kept: &Path, name: &str, layers: &[PathBuf]) -> Result<()> {
     let mut document = Document::new();
@@ -142,6 +157,7 @@ impl Held {
     /// Removes the directories, with the writable layer.
     pub fn remove(mut self) -> Result<()> {
         self.layers.clear();
+        self.unmount();
         if !self.is_as_new() {
             remove_tree(&self.place.upper())?;
         }
@@ -150,6 +166,17 @@ impl Held {
             remove_tree(&self.place.dir)?;
         }
         Ok(())
+    }
+
+    /// Where owners are shifted, root of the machine has mounted all that itself, in the mount namespace that it is in.
+    fn unmount(&self) {
+        let layers = fs::read_dir(self.place.layers()).into_iter().flatten().flatten().map(|entry| entry.path());
+        let all: Vec<PathBuf> = layers.collect();
+        if !all.is_empty() {
+            for mount in std::iter::once(self.place.root()).chain(all) {
+                let _ = umount2(&mount, MntFlags::MNT_DETACH);
+            }
+        }
     }
 
     /// Whether nothing is left of what the container may have given its writable layer, but owner, mode and times, which

@@ -7,6 +7,7 @@
 use crate::container::{Container, Namespace, Root, Seccomp};
 use crate::limits::joined;
 use crate::mapping::Mapping;
+use chain::userns::Range;
 use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 
@@ -30,6 +31,11 @@ impl Place {
         self.dir.join("work")
     }
 
+    /// Where the layers are mounted with their owners shifted.
+    pub fn layers(&self) -> PathBuf {
+        self.dir.join("layers")
+    }
+
     /// A seccomp profile that came in no file.
     pub fn seccomp(&self) -> PathBuf {
         self.dir.join(SECCOMP)
@@ -50,6 +56,8 @@ pub struct Skeleton {
     pub links: Vec<(PathBuf, PathBuf)>,
     /// Files: where, and what is in them.
     pub files: Vec<(PathBuf, String)>,
+    /// The group that may reach all this, besides its owner.
+    pub group: Option<u32>,
 }
 
 /// The skeleton of `container`; `None` if it needs nothing of its own.
@@ -60,6 +68,10 @@ pub fn skeleton(container: &Container) -> Option<Skeleton> {
     }
     if !matches!(container.root, Root::Directory(_)) {
         skeleton.directories.extend(["upper", "work", "root"].map(PathBuf::from));
+    }
+    if let Some(Mapping::Shifted(ranges)) = &container.mapping {
+        skeleton.directories.push("layers".into());
+        skeleton.group = ranges.first().map(|range| range.outer);
     }
     match &container.root {
         Root::Directory(_) if skeleton.files.is_empty() => return None,
@@ -88,6 +100,14 @@ pub fn links(container: &Container, place: &Place, store: &Path) -> Vec<Link> {
     if !container.limits.is_empty() {
         links.push(link("cg-limit", container.limits.iter()));
     }
+    if let (Some(Mapping::Shifted(ranges)), Root::Layers(layers)) = (&container.mapping, &container.root) {
+        links.extend(shifted(container, layers, ranges, place, store));
+        let (api, _) = outside(container);
+        links.push(namespaces(container));
+        links.push(mounts(&api, &root, store));
+        links.push(enter(container, &root, place));
+        return told(container, links);
+    }
     links.push(namespaces(container));
     match &container.root {
         Root::Directory(_) => {}
@@ -96,10 +116,58 @@ pub fn links(container: &Container, place: &Place, store: &Path) -> Vec<Link> {
     }
     links.push(mounts(container, &root, store));
     links.push(enter(container, &root, place));
+    told(container, links)
+}
+
+fn told(container: &Container, mut links: Vec<Link>) -> Vec<Link> {
     if container.verbose {
         links.iter_mut().for_each(|link| link.insert(1, "--verbose".into()));
     }
     links
+}
+
+/// The links that root of the machine does before a user namespace of other ids is entered, which could not reach the store:
+/// the layers with their owners shifted, their union, and the volumes.
+fn shifted(container: &Container, layers: &[PathBuf], ranges: &[Range], place: &Place, store: &Path) -> Vec<Link> {
+    let idmap: Vec<String> =
+        ranges.iter().map(|range| format!("idmap={}:{}:{}", range.inner, range.outer, range.count)).collect();
+    let mut binds: Link = vec!["vol-bind".into(), joined("--root=", place.layers().as_os_str())];
+    let mut views = Vec::new();
+    for (number, layer) in layers.iter().enumerate() {
+        let mut mount = OsString::from("--mount=");
+        mount.push(crate::volumes::quoted(&joined("src=", layer.as_os_str())));
+        mount.push(format!(",type=bind,dst=/{number},ro,bind,{}", idmap.join(",")));
+        binds.push(mount);
+        views.push(place.layers().join(number.to_string()));
+    }
+    let mut links = vec![vec!["ns-enter".into(), "--mount".into()], binds, union(&views, place, OsStr::new(""))];
+    let (_, volumes) = outside(container);
+    if !volumes.is_empty() {
+        let mut out: Link = vec!["vol-bind".into(), joined("--root=", place.root().as_os_str())];
+        out.push(joined("--store=", store.as_os_str()));
+        if container.nodev {
+            out.push("--nodev".into());
+        }
+        out.extend(volumes);
+        links.push(out);
+    }
+    links
+}
+
+/// The container with only what is mounted by root of its own user namespace: file systems and devices, and what comes into
+/// those of the API; and what root of the machine mounts.
+fn outside(container: &Container) -> (Container, Vec<OsString>) {
+    let inside = |word: &OsString| {
+        let word = word.to_string_lossy();
+        let places = ["/dev", "/proc", "/sys"];
+        let comes_to = |place: &&str| {
+            [":", "dst=", "target=", "destination="].iter().any(|before| word.contains(&format!("{before}{place}")))
+        };
+        ["--device=", "--tmpfs=", "--mask=", "--readonly="].iter().any(|option| word.starts_with(option))
+            || places.iter().any(comes_to)
+    };
+    let (inside, outside) = container.volumes.iter().cloned().partition(inside);
+    (Container { volumes: inside, ..container.clone() }, outside)
 }
 
 /// The chain as one command: the links joined with `--`, and COMMAND.
@@ -283,6 +351,33 @@ mod tests {
         assert_eq!(got[1], "layer-mount --lower=/etc --upper=/c/upper/etc --work=/c/work/etc /c/root/etc");
         assert_eq!(got[2], "layer-mount --lower=/usr --upper=/c/upper/usr --work=/c/work/usr /c/root/usr");
         assert!(got[3].starts_with("vol-bind --root=/c/root "), "{got:?}");
+    }
+
+    #[test]
+    fn owners_are_shifted_before_other_ids_are_entered() {
+        let got = plan(IMAGE, true, |container| {
+            container.mapping = Some(Mapping::Shifted(vec![Range { inner: 0, outer: 7, count: 5 }]));
+            container.volumes = ["data:/data", "/dev/x:/dev/y", "--tmpfs=/t"].map(OsString::from).to_vec();
+        });
+        assert_eq!(got[0], "ns-enter --mount");
+        assert!(
+            got[1].contains("--mount=src=/base,type=bind,dst=/0,ro,bind,idmap=0:7:5 --mount=src=/next,"),
+            "{}",
+            got[1]
+        );
+        assert!(
+            got[2].starts_with("layer-mount --lower=/c/layers/0 --lower=/c/layers/1 --upper=/c/upper"),
+            "{}",
+            got[2]
+        );
+        assert_eq!(got[3], "vol-bind --root=/c/root --store=/s --nodev data:/data");
+        assert!(
+            got[4].starts_with("ns-enter --user --map-users=0:7:5 --map-groups=0:7:5 --as=0:0 --mount --pid"),
+            "{}",
+            got[4]
+        );
+        assert!(got[5].contains("--api") && got[5].ends_with("/dev/x:/dev/y --tmpfs=/t"), "{}", got[5]);
+        assert!(got[6].starts_with("ns-enter --root=/c/root"), "{}", got[6]);
     }
 
     #[test]

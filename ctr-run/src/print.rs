@@ -41,12 +41,14 @@ pub fn script(
                 "\n# The container's own directories: they go when it ends.\nmkdir -p {store}\ndir=$(mktemp -d {store}/by-hand.XXXXXXXX)\n\
                  trap 'test ! -e \"$dir/work\" || chmod -R u+rwx \"$dir/work\"; {remove}' EXIT\ntrap 'exit 129' HUP\ntrap 'exit 130' INT\ntrap 'exit 143' TERM\n"
             );
-            out.push_str(&make("\"$dir\"", skeleton));
+            out.push_str(&make("\"$dir\"", &[store], skeleton));
         }
         Directories::Named(skeleton) => {
             let dir = self::quote(place.dir.as_os_str());
             let _ = write!(out, "\n# The named container's directories: they stay.\nmkdir -p {dir}\n");
-            out.push_str(&make(&dir, skeleton));
+            let above: Vec<String> =
+                place.dir.ancestors().skip(1).take(2).map(|dir| self::quote(dir.as_os_str())).collect();
+            out.push_str(&make(&dir, &above, skeleton));
         }
     }
     if let Some((file, name)) = note {
@@ -61,13 +63,17 @@ pub fn script(
     out
 }
 
-/// Makes the skeleton in `dir` (quoted already).
-fn make(dir: &str, skeleton: &Skeleton) -> String {
+/// Makes the skeleton in `dir`, which is below the store's directories `above` (all quoted already).
+fn make(dir: &str, above: &[String], skeleton: &Skeleton) -> String {
     let mut out = String::new();
     let directories: Vec<String> =
         skeleton.directories.iter().map(|name| format!("{dir}/{}", quote(name.as_os_str()))).collect();
     if !directories.is_empty() {
         let _ = writeln!(out, "mkdir -p {}", directories.join(" "));
+    }
+    if let Some(group) = skeleton.group {
+        // The store's directories show nothing, but let pass; the container's is for this group.
+        let _ = writeln!(out, "chmod o+x {}; chgrp {group} {dir}; chmod 0710 {dir}", above.join(" "));
     }
     for (name, content) in &skeleton.files {
         let _ = writeln!(out, "printf %s {} >{dir}/{}", quote(content), quote(name.as_os_str()));

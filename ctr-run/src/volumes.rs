@@ -4,7 +4,8 @@ use crate::cli::Cli;
 use crate::limits::joined;
 use chain::{Document, Error, Result};
 use serde_json::Value;
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 
 /// From the flags.
 pub fn of_flags(cli: &Cli) -> Vec<OsString> {
@@ -71,6 +72,16 @@ fn mount_argument(mount: &Value) -> Result<OsString> {
     fields.extend(options.iter().map(|option| option.to_string()));
     let quoted: Vec<String> = fields.into_iter().map(quote).collect();
     Ok(format!("--mount={}", quoted.join(",")).into())
+}
+
+/// As [`quote`], of bytes that may be no text.
+pub fn quoted(field: &OsStr) -> OsString {
+    let bytes = field.as_bytes();
+    if !bytes.iter().any(|byte| b",\"\n".contains(byte)) {
+        return field.to_os_string();
+    }
+    let doubled = bytes.iter().flat_map(|&byte| std::iter::repeat_n(byte, if byte == b'"' { 2 } else { 1 }));
+    OsString::from_vec(std::iter::once(b'"').chain(doubled).chain([b'"']).collect())
 }
 
 /// A field of a comma-separated list, as `--mount` reads it: with commas or quotes in it, in quotes, those doubled.

@@ -745,3 +745,71 @@ fn zero_is_no_limit_and_relaxations_come_one_by_one() {
         }
     }
 }
+
+/// Runs `script` where root has these lines in /etc/subuid and /etc/subgid, which the machine's do not have.
+fn with_subordinate_ids(scratch: &Scratch, lines: &str, script: &str) -> ctr_tests::Output {
+    scratch.write("subordinate", lines);
+    let script = format!("for file in subuid subgid; do mount --bind subordinate /etc/$file; done; {script}");
+    let mut command = scratch.command("unshare");
+    finish(command.args(["--mount", "bash", "-euc", &script]))
+}
+
+#[test]
+fn root_inside_is_not_root_outside() {
+    // An ordinary user's never is.
+    let (scratch, image) = busybox(Who::User);
+    let map = scratch.run("ctr-run", [&image, "sh", "-c", "id -u; cat /proc/self/uid_map"]).ok();
+    let words: Vec<&str> = map.split_whitespace().collect();
+    assert_eq!((words[0], words[1], words[2]), ("0", "0", scratch.who.uid().to_string().as_str()));
+    if !ctr_tests::is_root() {
+        return;
+    }
+    let (scratch, image) = busybox(Who::Root);
+    scratch.write("src/secret", "");
+    let inside = "id -u; cat /proc/self/uid_map | tr -s ' '; stat -c '%u:%g %n' /bin/busybox /data /new; : >/data/mine; echo x >/etc/mine; chown 5 /etc/mine; \
+                  rm /src/secret 2>&1 | grep -o denied; ip link set lo down && echo own network; grep -c . /proc/self/mountinfo >/dev/null; hostname";
+    let options =
+        "--userns=auto --cap-add NET_ADMIN --hostname box -v data:/data -v ./src:/src --device /dev/zero:/dev/mine --tmpfs /t --memory 64M";
+    let want = "0\n 0 300000 65536\n0:0 /bin/busybox\n0:0 /data\n0:0 /new\ndenied\nown network\nbox\n";
+    let run = format!("ctr-run {options} -w /new {image} sh -c \"{inside}; test -c /dev/mine; test -d /t\"");
+    for lines in ["root:300000:65536\n", "containers:300000:65536\nother:1:1\n"] {
+        let output = with_subordinate_ids(&scratch, lines, &run);
+        assert_eq!(output.ok(), want, "{}", output.stderr);
+    }
+    // By hand the same.
+    let by_hand = run.replacen("ctr-run", "ctr-run --print", 1) + " >by-hand.sh; sh by-hand.sh";
+    let output = with_subordinate_ids(&scratch, "root:300000:65536\n", &by_hand);
+    assert_eq!(output.ok(), want, "{}", output.stderr);
+    // Outside they are the subordinate ids, and a named container finds its own again.
+    use std::os::unix::fs::MetadataExt;
+    assert_eq!(scratch.store().join("volumes/data/_data/mine").metadata().unwrap().uid(), 300_000);
+    let named = format!(
+        "ctr-run --userns=auto --name box {image} sh -c 'echo x >/etc/mine; chown 5 /etc/mine; chmod 600 /etc/passwd'; \
+         stat -c %u $CTR_STORE/containers/box/upper/etc/{{mine,passwd}}; ctr-run --userns=auto --name box {image} stat -c %u /etc/mine; ctr-run --remove box"
+    );
+    let output = with_subordinate_ids(&scratch, "root:300000:65536\n", &named);
+    assert_eq!(output.ok(), "300005\n300000\n5\n", "{}", output.stderr);
+    // A look at this system, too.
+    let look = "ctr-run --userns=auto rootfs:/ sh -c 'rm /etc/hostname; stat -c %u /etc/passwd; test ! -e /etc/hostname && echo gone'";
+    assert_eq!(with_subordinate_ids(&scratch, "root:300000:65536\n", look).ok(), "0\ngone\n");
+    assert!(fs::exists("/etc/hostname").unwrap());
+    // Nothing is left, also of what failed; others see nothing of the store.
+    let failed = with_subordinate_ids(
+        &scratch,
+        "root:300000:65536\n",
+        &format!("ctr-run --userns=auto -u nobody-here {image} true"),
+    );
+    failed.fails(125, &["nobody-here"]);
+    assert_eq!(fs::read_dir(scratch.store().join("containers")).unwrap().count(), 0);
+    assert_eq!(scratch.store().metadata().unwrap().mode() & 0o077, 0o001);
+    assert_eq!(scratch.store().join("layers").metadata().unwrap().mode() & 0o077, 0);
+    // Without such ids: said, and never root's own instead.
+    let none = with_subordinate_ids(&scratch, "other:1:1\n", &format!("ctr-run --userns=auto {image} true"));
+    none.fails(125, &["--userns=auto", "/etc/subuid", "root:1000000:65536"]);
+    let print = with_subordinate_ids(
+        &scratch,
+        "root:300000:65536\n",
+        &format!("ctr-run --print=oci --userns=auto {image} true"),
+    );
+    print.fails(125, &["--print=oci", "--userns=auto"]);
+}
