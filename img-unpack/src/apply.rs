@@ -35,6 +35,11 @@ const MAX_STEPS: u32 = 1 << 16;
 const MAX_DEPTH: usize = 2048;
 /// The most bytes of names that are remembered for a layer: directories, whiteouts, links. Real layers have a few MiB.
 const MAX_REMEMBERED: usize = 64 << 20;
+/// How much of that a layer may take while layers below it are not finished. So the layers that are made at the same time
+/// together take little more than one does, and in the end it does not matter which these are.
+const MAX_EARLY: usize = 8 << 20;
+/// The most files whose hashes are remembered; others are read again for the list.
+const MAX_HASHES: usize = 100_000;
 /// What a remembered name takes besides its bytes, about: its entry in one or two maps.
 const ENTRY: usize = 128;
 /// How many directories are held open.
@@ -48,7 +53,8 @@ pub struct Applied {
     pub members: u64,
     /// What could not be done and is no error.
     pub notes: Notes,
-    /// Hashes of the files' contents, by inode number; of those that are not empty, `None` of sparse ones.
+    /// Hashes of files' contents, by inode number; of those that are not empty, `None` of sparse ones. Not of all, if there
+    /// are very many.
     pub hashes: HashMap<u64, Option<u128>>,
 }
 
@@ -168,6 +174,10 @@ impl Layer<'_> {
                 "names of directories, whiteouts and links of more than {MAX_REMEMBERED} bytes in one layer"
             )));
         }
+        if self.remembered > MAX_EARLY {
+            // Waits for them.
+            self.below_root()?;
+        }
         Ok(())
     }
 
@@ -274,7 +284,7 @@ impl Layer<'_> {
         attributes: &Attributes,
         archive: &mut Archive<impl BufRead>,
     ) -> Result<()> {
-        let mut file = self.create(dir, name)?;
+        let mut file = self.create(dir, name, attributes.mode & 0o777 | 0o600)?;
         let hash = match &member.segments {
             None => {
                 let mut hasher = Hasher::default();
@@ -283,21 +293,25 @@ impl Layer<'_> {
             }
             Some(segments) => {
                 (self.target.holes)(member.size.saturating_sub(archive.remaining()))?;
+                self.remember(0)?;
                 sparse(archive, &mut file, segments, member.size)?;
                 None
             }
         };
-        if member.size > 0 {
-            let inode = fstat(&file).call(format_args!("fstat()"))?.st_ino;
-            self.done.hashes.insert(inode, hash);
+        let stat = fstat(&file).call(format_args!("fstat()"))?;
+        // Holes can be more than can be read: these are remembered always.
+        if hash.is_some() && self.done.hashes.len() >= MAX_HASHES {
+            self.done.hashes.remove(&stat.st_ino);
+        } else if member.size > 0 {
+            self.done.hashes.insert(stat.st_ino, hash);
         }
-        attributes.put(file.as_fd(), false, self.target.policy, &member.path, &mut self.done.notes)
+        attributes.put(file.as_fd(), &stat, self.target.policy, &member.path, &mut self.done.notes)
     }
 
-    fn create(&mut self, dir: &Rc<Dir>, name: &[u8]) -> Result<File> {
+    fn create(&mut self, dir: &Rc<Dir>, name: &[u8], mode: u32) -> Result<File> {
         let name = OsStr::from_bytes(name);
         let flags = OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_WRONLY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-        let open = || openat(&dir.fd, name, flags, Mode::S_IRUSR | Mode::S_IWUSR);
+        let open = || openat(&dir.fd, name, flags, Mode::from_bits_truncate(mode));
         let file = match open() {
             Err(Errno::EEXIST) => {
                 self.remove(dir, name.as_bytes())?;
@@ -588,19 +602,22 @@ impl Layer<'_> {
         let Some(below) = self.below(&from)? else { return Ok(false) };
         let Found::Other(lower, stat) = below.child(OsStr::from_bytes(target_name))? else { return Ok(false) };
         if self.hidden.contains(target) {
-            copy_node(
-                &lower,
-                OsStr::from_bytes(target_name),
-                &stat,
-                &dir.fd,
-                OsStr::from_bytes(name),
-                self.target.policy,
-            )?;
+            self.copy_up(&lower, (OsStr::from_bytes(target_name), &stat), &dir, OsStr::from_bytes(name))?;
             return Ok(true);
         }
         let target_name = OsStr::from_bytes(target_name);
-        copy_node(&lower, target_name, &stat, &from.fd, target_name, self.target.policy)?;
+        self.copy_up(&lower, (target_name, &stat), &from, target_name)?;
         self.link_own(&dir, name, target)
+    }
+
+    /// Copies what a layer below has in `lower` to `name` in `dir`.
+    fn copy_up(&mut self, lower: &OwnedFd, from: (&OsStr, &FileStat), dir: &Dir, name: &OsStr) -> Result<()> {
+        copy_node(lower, from.0, from.1, &dir.fd, name, self.target.policy)?;
+        // Its inode may be one that a member had which was replaced.
+        if let Some(stat) = stat_at(&dir.fd, name)? {
+            self.done.hashes.remove(&stat.st_ino);
+        }
+        Ok(())
     }
 
     /// Hides `name` of the layers below in `parent`, or all that is there. What this layer brings stays.
@@ -707,7 +724,8 @@ impl Layer<'_> {
                     self.target.policy.opaque
                 ))?;
             }
-            record.attributes.put(fd.as_fd(), true, self.target.policy, path, &mut self.done.notes)?;
+            let stat = fstat(&fd).call(format_args!("fstat()"))?;
+            record.attributes.put(fd.as_fd(), &stat, self.target.policy, path, &mut self.done.notes)?;
         }
         Ok(())
     }
@@ -749,7 +767,8 @@ pub fn copy_node(
         let mut file =
             openat(to, to_name, flags, mode).map(File::from).call(format_args!("openat({to_name:?}, O_CREAT)"))?;
         std::io::copy(&mut source, &mut file).call(format_args!("copy({name:?})"))?;
-        return attributes.put(file.as_fd(), false, policy, path, &mut notes);
+        let stat = fstat(&file).call(format_args!("fstat()"))?;
+        return attributes.put(file.as_fd(), &stat, policy, path, &mut notes);
     }
     let is_link = is(stat, SFlag::S_IFLNK);
     if is_link {

@@ -35,7 +35,8 @@ pub fn write(tree: &Merged, dir: &Path, policy: Policy) -> Result<()> {
     let root = open_dir_at(&copy.top, OsStr::new("."))?;
     let attributes = Attributes::of_node(part.as_fd(), OsStr::new("."), &stat)?;
     copy.directory(tree, &root, &mut Vec::new())?;
-    attributes.put(root.as_fd(), true, policy, b".", &mut copy.notes)
+    let now = fstat(&root).call(format_args!("fstat()"))?;
+    attributes.put(root.as_fd(), &now, policy, b".", &mut copy.notes)
 }
 
 struct Copy {
@@ -62,9 +63,9 @@ impl Copy {
                     self.directory(&inner, &made, path)?;
                     if let Some(part) = inner.top() {
                         let attributes = Attributes::of_node(part.as_fd(), OsStr::new("."), &stat)?;
-                        attributes
-                            .put(made.as_fd(), true, self.policy, name.as_bytes(), &mut self.notes)
-                            .map_err(place)?;
+                        let now = fstat(&made).call(format_args!("fstat()"))?;
+                        let notes = &mut self.notes;
+                        attributes.put(made.as_fd(), &now, self.policy, name.as_bytes(), notes).map_err(place)?;
                     }
                 }
                 Found::Other(part, stat) => {

@@ -129,16 +129,22 @@ impl Merged {
 
 /// The names in a directory, in the order of the file system.
 pub fn entries(dir: &OwnedFd) -> Result<Vec<OsString>> {
-    let again = open_dir_at(dir.as_fd(), OsStr::new("."))?;
     let mut names = Vec::new();
+    each_entry(dir, |name| names.push(name.to_os_string()))?;
+    Ok(names)
+}
+
+/// Calls `see` with each name in a directory, in the order of the file system.
+pub fn each_entry(dir: &OwnedFd, mut see: impl FnMut(&OsStr)) -> Result<()> {
+    let again = open_dir_at(dir.as_fd(), OsStr::new("."))?;
     for entry in Dir::from_fd(again).call(format_args!("getdents()"))? {
         let entry = entry.call(format_args!("getdents()"))?;
         let name = entry.file_name().to_bytes();
         if name != b"." && name != b".." {
-            names.push(OsStr::from_bytes(name).to_os_string());
+            see(OsStr::from_bytes(name));
         }
     }
-    Ok(names)
+    Ok(())
 }
 
 /// Whether this is of that kind.

@@ -2,11 +2,12 @@
 //! can undo a later one (chown(2) clears set-user-id bits and file capabilities).
 
 use crate::archive::Member;
+use crate::merged::is;
 use chain::sys::mount::{fsetxattr, lgetxattr, llistxattr, lsetxattr};
 use chain::{Error, Result, ResultExt};
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, AtFlags};
-use nix::sys::stat::{FchmodatFlags, FileStat, Mode, UtimensatFlags, fchmod, fchmodat, futimens, utimensat};
+use nix::sys::stat::{FchmodatFlags, FileStat, Mode, SFlag, UtimensatFlags, fchmod, fchmodat, futimens, utimensat};
 use nix::sys::time::TimeSpec;
 use nix::unistd::{Gid, Uid, fchown, fchownat};
 use std::collections::BTreeMap;
@@ -116,21 +117,26 @@ impl Attributes {
         })
     }
 
-    /// Puts them on an open file of ours, or on a directory if `is_dir`.
+    /// Puts them on an open file or directory of ours, that is new and has the status `now`.
     pub fn put(
         &self,
         file: BorrowedFd<'_>,
-        is_dir: bool,
+        now: &FileStat,
         policy: Policy,
         path: &[u8],
         notes: &mut Notes,
     ) -> Result<()> {
         let (uid, gid) = self.owner(policy);
-        fchown(file, Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)))
-            .map_err(|errno| self.chown_error(path, errno))?;
-        let mode = self.mode(policy, is_dir);
-        fchmod(file, Mode::from_bits_truncate(mode))
-            .call(format_args!("fchmod({:?}, {mode:o})", OsStr::from_bytes(path)))?;
+        // Most files are as they should be, and each of these calls costs as much as making one.
+        if (uid, gid) != (now.st_uid, now.st_gid) {
+            fchown(file, Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)))
+                .map_err(|errno| self.chown_error(path, errno))?;
+        }
+        let mode = self.mode(policy, is(now, SFlag::S_IFDIR));
+        if mode != now.st_mode & 0o7777 {
+            fchmod(file, Mode::from_bits_truncate(mode))
+                .call(format_args!("fchmod({:?}, {mode:o})", OsStr::from_bytes(path)))?;
+        }
         for (name, value) in &self.xattrs {
             let set =
                 std::str::from_utf8(name).map_err(|_| Errno::EINVAL).and_then(|name| fsetxattr(file, name, value));

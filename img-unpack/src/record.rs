@@ -18,7 +18,8 @@ use chain::store::Store;
 use chain::{Document, Error, Result, ResultExt};
 use serde_json::{Value, json};
 use std::ffi::OsStr;
-use std::fs;
+use std::fs::{self, File};
+use std::io::{BufWriter, Write};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
@@ -35,12 +36,25 @@ pub fn write(path: &Path, value: &Value) -> Result<()> {
 
 /// Writes `bytes` to `path` at once or not at all.
 pub fn write_bytes(path: &Path, bytes: &[u8]) -> Result<()> {
+    write_with(path, |file| file.write_all(bytes).call(format_args!("write({path:?})")))
+}
+
+/// Writes what `fill` writes to `path` at once, or nothing if that fails; gives what `fill` gives.
+pub fn write_with<T>(path: &Path, fill: impl FnOnce(&mut BufWriter<File>) -> Result<T>) -> Result<T> {
     use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
     static COUNT: AtomicU32 = AtomicU32::new(0);
     let unique = format!("new-{}-{}", std::process::id(), COUNT.fetch_add(1, Relaxed));
     let beside = path.with_added_extension(unique);
-    fs::write(&beside, bytes).call(format_args!("write({beside:?})"))?;
-    fs::rename(&beside, path).call(format_args!("rename({beside:?}, {path:?})"))
+    let write = || {
+        let mut file = File::create(&beside).map(BufWriter::new).call(format_args!("open({beside:?}, O_CREAT)"))?;
+        let filled = fill(&mut file)?;
+        file.flush().call(format_args!("write({beside:?})"))?;
+        fs::rename(&beside, path).call(format_args!("rename({beside:?}, {path:?})"))?;
+        Ok(filled)
+    };
+    write().inspect_err(|_| {
+        let _ = fs::remove_file(&beside);
+    })
 }
 
 /// The JSON in `path`; `None` if it is not there. Error: cannot be read, no JSON.

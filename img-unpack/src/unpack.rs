@@ -227,8 +227,9 @@ impl Shared<'_> {
         let applied = self.stream(index, content, staging)?;
         let path = record::layer_path(self.job.store, &layer.chain_id.to_string());
         let root = open_dir(staging)?;
-        let (list, size) = listing::make(&root, |stat, _| applied.content(stat.st_ino))?;
-        record::write_bytes(&path.with_added_extension("list"), &list)?;
+        let size = record::write_with(&path.with_added_extension("list"), |list| {
+            listing::make(&root, |stat, _| applied.content(stat.st_ino), list)
+        })?;
         let parent = index.checked_sub(1).map(|below| self.job.image.layers[below].chain_id.to_string());
         let owners = if self.job.policy.owners == Owners::Exact { "exact" } else { "single" };
         record::write(
