@@ -57,6 +57,8 @@ fn kernel(request: &Request, layers: &Layers) -> Result<&'static str> {
     let Some(top) = layers.top() else { return Ok("nothing") };
     let initial = userns::is_initial();
     let alone = layers.all().len() == 1;
+    let overlay_is_there =
+        || op(format_args!("fsopen(\"overlay\")"), || mount::fsopen("overlay")).map_err(explain::no_overlay);
     let writable = match &request.upper {
         Upper::None if alone => {
             bind::detached(top)?;
@@ -64,12 +66,17 @@ fn kernel(request: &Request, layers: &Layers) -> Result<&'static str> {
         }
         // The kernel writes to the work directory when it mounts, so that this stays out.
         Upper::Directory { .. } if alone => {
-            op(format_args!("fsopen(\"overlay\")"), || mount::fsopen("overlay")).map_err(explain::no_overlay)?;
+            overlay_is_there()?;
             return Ok("overlay");
         }
         Upper::Scratch(size) => Some(Writable::scratch(*size, top, initial)?),
         _ => None,
     };
-    Overlay { layers, writable: writable.as_ref(), volatile: request.volatile, initial }.detached()?;
+    let overlay = Overlay { layers, writable: writable.as_ref(), volatile: request.volatile, initial };
+    if overlay.can_be_nowhere() {
+        overlay.detached()?
+    } else {
+        overlay_is_there()?
+    };
     Ok("overlay")
 }

@@ -42,15 +42,17 @@ impl Overlay<'_> {
         if error.errno() != Some(Errno::EINVAL) {
             return Err(error);
         }
-        // KERNEL(6.5): `lowerdir+`.
-        if kernel_before(6, 5) {
-            return self.mount_the_old_way(at);
-        }
-        // KERNEL(6.15): layers on a mount that is nowhere.
         match self.writable.filter(|writable| writable.memory.is_some()) {
-            Some(writable) if kernel_before(6, 15) => at.attach(writable.while_attached(at, || self.detached())?),
+            _ if !takes_layers_apart() => self.mount_the_old_way(at),
+            Some(writable) if !takes_layers_nowhere() => at.attach(writable.while_attached(at, || self.detached())?),
             _ => Err(error),
         }
+    }
+
+    /// Whether this kernel makes the union before it has a place ([`Overlay::detached`]).
+    pub fn can_be_nowhere(&self) -> bool {
+        let in_memory = self.writable.is_some_and(|writable| writable.memory.is_some());
+        takes_layers_apart() && (!in_memory || takes_layers_nowhere())
     }
 
     fn mount_the_old_way(&self, at: &Target) -> Result<()> {
@@ -224,6 +226,16 @@ pub fn escaped(text: &OsStr, special: &[u8]) -> OsString {
         out.push(byte);
     }
     OsString::from_vec(out)
+}
+
+/// KERNEL(6.5): `lowerdir+`, one layer a call.
+fn takes_layers_apart() -> bool {
+    !kernel_before(6, 5)
+}
+
+/// KERNEL(6.15): layers on a mount that is nowhere.
+fn takes_layers_nowhere() -> bool {
+    !kernel_before(6, 15)
 }
 
 /// Whether the running kernel says to be older than `major.minor`.
