@@ -102,7 +102,7 @@ fn ctrl_c_ends_it_with_and_without_a_terminal_of_its_own() {
 /// An interactive shell of the caller's on a terminal.
 fn shell(scratch: &Scratch, terminal: &Terminal) -> std::process::Child {
     let mut command = terminal.command(scratch, "bash");
-    command.args(["--norc", "--noprofile", "-i"]).env("PS1", "").env("PS2", "");
+    command.args(["--norc", "--noprofile", "-i"]).env("PS1", "@@").env("PS2", "");
     let child = command.spawn().unwrap();
     terminal.type_keys("bind 'set enable-bracketed-paste off' 2>/dev/null; echo rea\"\"dy\n");
     terminal.expect("\nready");
@@ -138,8 +138,8 @@ fn ctrl_z_stops_it_and_fg_goes_on() {
             terminal.type_keys("fg\n");
             terminal.expect("went");
             // Keys that come before it has ended are COMMAND's.
-            let gone = || !scratch.processes().iter().any(|line| line.contains("ctr-run"));
-            assert!(wait_until(DEADLINE, gone), "{who:?} {options}: {:?}", scratch.processes());
+            let prompt = || terminal.shown().split("went").last().is_some_and(|after| after.contains("@@"));
+            assert!(wait_until(DEADLINE, prompt), "{who:?} {options}: {:?}", terminal.shown());
             terminal.type_keys("echo status $?; exit\n");
             terminal.expect("status 5");
             wait(&mut child, DEADLINE).unwrap();
