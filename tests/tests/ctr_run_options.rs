@@ -140,53 +140,6 @@ fn it_is_stopped_with_its_signal_and_killed_in_time() {
     }
 }
 
-/// A network of its own that is like a machine's, with a second address and a /dev/net/tun for all, to run `script` in. No
-/// process, pasta among them, may be left of it.
-fn on_a_machine(scratch: &Scratch, script: &str) -> ctr_tests::Output {
-    let (uid, gid) = (scratch.who.uid(), scratch.who.gid());
-    let tun = scratch.path("tun");
-    let setup = format!(
-        "test -e {0} || mknod {0} c 10 200; chmod 666 {0}; mount --bind {0} /dev/net/tun\n\
-         ip link set lo up; ip link add lan type veth peer name wan; ip link set wan up; ip address add 192.0.2.9/24 dev lan; ip link set lan up\n\
-         ip address add 198.51.100.1/32 dev lan; ip route add default via 192.0.2.1\n\
-         exec setpriv --reuid {uid} --regid {gid} --clear-groups bash -euc \"$1\"",
-        tun.display()
-    );
-    let root = Scratch::new(Who::Root);
-    let mut command = root.command("unshare");
-    command.args(["--net", "--mount", "sh", "-euc", &setup, "sh", script]);
-    command.env("CTR_STORE", scratch.store()).env("HOME", scratch.path("home")).current_dir(scratch.path(""));
-    finish(&mut command)
-}
-
-#[test]
-fn pasta_connects_with_ports_and_leaves_nothing() {
-    if !is_root() || !has("pasta") {
-        return;
-    }
-    for who in Who::all() {
-        let (scratch, image) = busybox(who);
-        // In through a published port and out to another address of the machine.
-        let inside = "ip route | grep -c default; (echo out; sleep 0.2) | busybox nc 198.51.100.1 7000; echo in | busybox nc -l -p 80";
-        let script = format!(
-            "busybox nc -l -p 7000 -e head -n 1 &\n\
-             ctr-run --net pasta -p 127.0.0.1:8080:80 --dns 9.9.9.9 {image} sh -c '{inside}' >container &\n\
-             for i in $(seq 200); do read -rt 5 read 2>/dev/null </dev/tcp/127.0.0.1/8080 && break; sleep 0.05; done\n\
-             echo \"$read\"; wait; head -n 2 container"
-        );
-        let output = on_a_machine(&scratch, &script);
-        assert_eq!(output.ok(), "in\n1\nout\n", "{who:?}: {}", output.stderr);
-        let busy = format!(
-            "busybox nc -l -p 8081 & listener=$!; sleep 0.2; ctr-run --net pasta -p 8081:80 {image} true || echo $?; kill $listener"
-        );
-        let output = on_a_machine(&scratch, &busy);
-        assert!(output.text() == "125\n" && output.stderr.contains("another program has this port"), "{output:?}");
-    }
-    let (scratch, image) = busybox(Who::User);
-    let output = on_a_machine(&scratch, &format!("ctr-run --net pasta -p 80:80 {image} true"));
-    output.fails(125, &["port 80", "(EACCES)", "net.ipv4.ip_unprivileged_port_start=80"]);
-}
-
 /// What a container is to the kernel, in lines; but for the nodes in /dev, which are mounts of their own here.
 const PROBE: &str = "grep -E '^(NoNewPrivs|Cap...|Seccomp):' /proc/self/status; hostname; pwd; id -u; id -g; env | sort; ulimit -n; \
                      cut -d' ' -f2 /proc/mounts | grep -vE '^/dev/(null|zero|full|random|urandom|tty)$' | sort; ls /dev; touch /proc/sys/kernel/hostname 2>&1; true";
