@@ -5,7 +5,7 @@
 //! * [`setting`]: limits as the kernel's files and values, for either version.
 //! * [`group`]: the directories of a group, as one thing.
 //! * [`usage`]: what a group has used.
-//! * [`guard`]: who cleans up when the process that waits is killed.
+//! * [`guard`], [`leftover`]: who cleans up when the process that waits is killed.
 #![forbid(unsafe_code)]
 
 pub mod cli;
@@ -13,6 +13,7 @@ pub mod device;
 pub mod group;
 pub mod guard;
 pub mod layout;
+mod leftover;
 pub mod limits;
 pub mod name;
 pub mod setting;
@@ -94,7 +95,7 @@ fn carry_out(chain: &mut Chain, request: Limit) -> Result<Outcome> {
             join(chain, group, stats)?;
         }
         None => {
-            let group = Group::limit(&layout, Name::random(), &limits, false)?;
+            let group = Group::limit(&layout, Name::own(), &limits, false)?;
             own(chain, group, stats)?;
         }
     }
@@ -124,6 +125,7 @@ fn join(chain: &mut Chain, group: Group, stats: Option<PathBuf>) -> Result<()> {
 /// COMMAND runs in a group of its own, which is removed afterwards with everything in it.
 fn own(chain: &mut Chain, group: Group, stats: Option<PathBuf>) -> Result<()> {
     let mut door = group.door().inspect_err(|_| drop(group.remove()))?;
+    leftover::sweep(&group);
     if let Some(dir) = door.take_unified() {
         chain.in_group(dir);
     }

@@ -34,6 +34,16 @@ impl Name {
         Name(format!("ctr-{:012x}", number >> 16))
     }
 
+    /// One for a group that is a COMMAND's own, and goes with it.
+    pub fn own() -> Self {
+        Name(Name::random().0.replacen("ctr-", "ctr-own-", 1))
+    }
+
+    /// Whether `text` is a name that [`Name::own`] gives.
+    pub fn is_own(text: &str) -> bool {
+        text.strip_prefix("ctr-own-").is_some_and(|hex| hex.len() == 12 && hex.bytes().all(|b| b.is_ascii_hexdigit()))
+    }
+
     /// As a path below the top of a hierarchy.
     pub fn path(&self) -> &Path {
         Path::new(&self.0)
@@ -64,5 +74,7 @@ mod tests {
             assert!(Name::parse(text).is_err(), "{text:?}");
         }
         assert_ne!(Name::random(), Name::random());
+        let text = |name: Name| name.path().to_str().unwrap().to_string();
+        assert!(Name::is_own(&text(Name::own())) && !Name::is_own(&text(Name::random())) && !Name::is_own("ctr-own-x"));
     }
 }

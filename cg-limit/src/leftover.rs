@@ -1,0 +1,27 @@
+//! Groups that a killed run left. Where a PID namespace ends all that runs in one, nobody is left to remove it: the next run
+//! does.
+
+use crate::group::Group;
+use crate::name::Name;
+use std::fs;
+use std::path::Path;
+use std::time::Duration;
+
+/// Between the making of a group and its first member; a slow machine has time for that.
+const YOUNG: Duration = Duration::from_secs(10);
+
+/// Removes what others left beside `group`, which is COMMAND's own: groups of that kind which are empty, though not new.
+/// Who has one is in it, so the kernel keeps it.
+pub fn sweep(group: &Group) {
+    let Some(beside) = group.parts.first().and_then(|part| part.dir.parent()) else { return };
+    let names = fs::read_dir(beside).into_iter().flatten().flatten().map(|entry| entry.file_name());
+    for name in names.filter(|name| name.to_str().is_some_and(Name::is_own)) {
+        let dirs = group.parts.iter().filter_map(|part| Some(part.dir.parent()?.join(&name)));
+        dirs.filter(|dir| !is_young(dir)).for_each(|dir| drop(fs::remove_dir(dir)));
+    }
+}
+
+fn is_young(dir: &Path) -> bool {
+    let made = dir.metadata().and_then(|metadata| metadata.modified());
+    made.is_ok_and(|made| made.elapsed().is_ok_and(|age| age < YOUNG))
+}
