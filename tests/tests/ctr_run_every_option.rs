@@ -768,8 +768,7 @@ fn root_inside_is_not_root_outside() {
     scratch.write("src/secret", "");
     let inside = "id -u; cat /proc/self/uid_map | tr -s ' '; stat -c '%u:%g %n' /bin/busybox /data /new; : >/data/mine; echo x >/etc/mine; chown 5 /etc/mine; \
                   rm /src/secret 2>&1 | grep -o denied; ip link set lo down && echo own network; grep -c . /proc/self/mountinfo >/dev/null; hostname";
-    let options =
-        "--userns=auto --cap-add NET_ADMIN --hostname box -v data:/data -v ./src:/src --device /dev/zero:/dev/mine --tmpfs /t --memory 64M";
+    let options = "--userns=auto --cap-add NET_ADMIN --hostname box -v data:/data -v ./src:/src --device /dev/zero:/dev/mine --tmpfs /t --memory 64M";
     let want = "0\n 0 300000 65536\n0:0 /bin/busybox\n0:0 /data\n0:0 /new\ndenied\nown network\nbox\n";
     let run = format!("ctr-run {options} -w /new {image} sh -c \"{inside}; test -c /dev/mine; test -d /t\"");
     for lines in ["root:300000:65536\n", "containers:300000:65536\nother:1:1\n"] {

@@ -1,0 +1,71 @@
+//! `ctr-run` killed with SIGKILL, at any moment: nothing runs on, and what is left goes with the next run.
+
+use ctr_tests::image::Image;
+use ctr_tests::{DEADLINE, Scratch, Who, is_root, wait_until};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+fn busybox(who: Who) -> (Scratch, String) {
+    let scratch = Scratch::new(who);
+    let path = scratch.write("image.tar", Image::busybox().docker_archive());
+    (scratch, path.to_string_lossy().into_owned())
+}
+
+#[test]
+fn at_any_moment() {
+    for who in Who::all() {
+        let (scratch, image) = busybox(who);
+        scratch.run("ctr-run", [&image, "true"]).ok();
+        let limits: &[&str] = if who == Who::Root { &["--memory", "64M", "--pids-limit", "20"] } else { &[] };
+        for moment in 0..60 {
+            let mut command = scratch.command("ctr-run");
+            command.args(limits).args(["-v", "data:/data", "--hostname", scratch.token(), &image, "sleep", "1000"]);
+            let mut child =
+                command.stdout(std::process::Stdio::null()).stderr(std::process::Stdio::null()).spawn().unwrap();
+            // From before its first call to long after its last.
+            std::thread::sleep(Duration::from_micros(500 * moment));
+            child.kill().unwrap();
+            child.wait().unwrap();
+        }
+        let gone = wait_until(DEADLINE, || scratch.processes().is_empty());
+        assert!(gone, "{who:?}: {:?}", scratch.processes());
+        assert_eq!(scratch.mounts(), Vec::<String>::new(), "{who:?}");
+        scratch.run("ctr-run", ["-v", "data:/data", &image, "true"]).ok();
+        let left: Vec<_> =
+            fs::read_dir(scratch.store().join("containers")).unwrap().flatten().map(|entry| entry.path()).collect();
+        assert_eq!(left, Vec::<PathBuf>::new(), "{who:?}");
+    }
+}
+
+#[test]
+fn groups_go_with_the_next_run() {
+    if !is_root() {
+        return;
+    }
+    let (scratch, image) = busybox(Who::Root);
+    let base = ["/sys/fs/cgroup/pids", "/sys/fs/cgroup"].into_iter().map(Path::new).find(|dir| dir.is_dir()).unwrap();
+    // As a killed run leaves one, one that is in use, and one that is to stay.
+    let group = |name: &str| base.join(format!("{name}{:08x}0000", std::process::id()));
+    let (left, used, lasting) = (group("ctr-own-"), group("ctr-own-f"), group("ctr-"));
+    let used = used.with_file_name(used.file_name().unwrap().to_str().unwrap()[..20].to_string());
+    for dir in [&left, &used, &lasting] {
+        fs::create_dir(dir).unwrap();
+    }
+    let mut member = scratch.command("sleep").arg("1000").spawn().unwrap();
+    fs::write(used.join("cgroup.procs"), member.id().to_string()).unwrap();
+    // A new one may be somebody's who is about to enter it: it goes only later.
+    scratch.run("ctr-run", ["--pids-limit", "20", &image, "true"]).ok();
+    assert!(left.exists());
+    let swept = wait_until(DEADLINE, || {
+        std::thread::sleep(Duration::from_millis(500));
+        scratch.run("ctr-run", ["--pids-limit", "20", &image, "true"]).ok();
+        !left.exists()
+    });
+    assert!(swept && used.exists() && lasting.exists());
+    member.kill().unwrap();
+    member.wait().unwrap();
+    for dir in [&used, &lasting] {
+        assert!(wait_until(DEADLINE, || fs::remove_dir(dir).is_ok() || !dir.exists()), "{dir:?}");
+    }
+}
