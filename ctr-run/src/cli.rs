@@ -21,7 +21,7 @@ Examples:
 )]
 pub struct Cli {
     /// Print help
-    #[arg(long, action = clap::ArgAction::Help)]
+    #[arg(long, action = clap::ArgAction::HelpShort)]
     help: Option<bool>,
 
     /// Print each kernel operation before it is done
@@ -185,18 +185,12 @@ pub struct Cli {
     #[arg(long, value_name = "PATH[:DST]", help_heading = "Files")]
     pub device: Vec<OsString>,
 
-    /// Network
-    #[arg(
-        long,
-        visible_alias = "network",
-        value_name = "new|none|host|PATH|pasta",
-        default_value = "new",
-        help_heading = "Isolation"
-    )]
+    /// Network: new, none, host, pasta, or the path of one
+    #[arg(long, visible_alias = "network", value_name = "NETWORK", default_value = "new", help_heading = "Isolation")]
     pub net: String,
 
-    /// A port of the machine that leads into the container (needs --net pasta)
-    #[arg(short, long, value_name = "[ADDRESS:]HOST:CONTAINER[/udp]", help_heading = "Isolation")]
+    /// A port that leads inside, [ADDRESS:]HOST:INSIDE[/udp] (needs --net pasta)
+    #[arg(short, long, value_name = "HOST:INSIDE", help_heading = "Isolation")]
     pub publish: Vec<String>,
 
     /// A line for /etc/hosts
@@ -252,7 +246,7 @@ pub struct Cli {
     pub stop_timeout: Option<u64>,
 
     /// Print the chain instead: as a shell script, or as an OCI configuration
-    #[arg(long, value_name = "sh|oci", num_args = 0..=1, require_equals = true, default_missing_value = "sh", help_heading = "Instead of running")]
+    #[arg(long, value_name = "sh|oci", num_args = 0..=1, require_equals = true, default_missing_value = "sh", hide_possible_values = true, help_heading = "Instead of running")]
     pub print: Option<Print>,
 
     /// List the named containers
