@@ -137,8 +137,7 @@ fn explain(error: Error, kind: &str, name: &str, id: u32) -> Error {
 
 /// Becomes root of a user namespace that was just joined, where that has a root; else the ids stay.
 pub fn become_root_of_joined() -> Result<()> {
-    let root = Ids::default();
-    match change_ids(&Ids { groups: vec![0], ..root }) {
+    match change_ids(&Ids::default()) {
         Err(error) if error.errno() == Some(Errno::EINVAL) => {
             note(format_args!("the user namespace has no root; the ids stay as they are"));
             Ok(())

@@ -4,7 +4,7 @@
 use ctr_tests::{Output, Scratch, Who, finish, has, is_root, rootfs, wait_until};
 use std::collections::BTreeMap;
 use std::fs;
-use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, lchown, symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
 use std::time::Duration;
@@ -363,7 +363,7 @@ fn nsenter_joins_the_same() {
     }
     let scratch = Scratch::new(Who::Root);
     let target = Target::start(&scratch, "--all --user --map-auto --mount-proc --time --boottime 500");
-    let script = format!("{LIST}; cat /proc/self/uid_map; id; grep Cap /proc/self/status; pwd; env | sort");
+    let script = format!("{LIST}; cat /proc/self/uid_map; id; grep 'Cap\\|Groups' /proc/self/status; pwd; env | sort");
     for options in ["--all", "--net --uts", "--user --net", "--pid --mount"] {
         let pid = target.pid;
         let mine = inside(&scratch, &format!("--target {pid} {options}"), &script).ok();
@@ -673,7 +673,10 @@ fn this_tools_own_program_does_not_run_inside() {
             output.fails(126, &["execve(", "EACCES", "own program"]);
         }
         // Found from the working directory, too.
-        symlink("/proc/self/exe", scratch.path("root/tmp/here")).unwrap();
+        let here = scratch.path("root/tmp/here");
+        symlink("/proc/self/exe", &here).unwrap();
+        // Its own: others' links in a sticky directory are not followed at all (proc(5), protected_symlinks).
+        lchown(&here, Some(scratch.who.uid()), Some(scratch.who.gid())).unwrap();
         for (path, command) in [("PATH=/bin", "./here"), ("PATH=:/bin", "here")] {
             let mut run = scratch.command("ns-enter");
             run.args(options.split(' ').filter(|word| !word.is_empty())).args(["--workdir", "/tmp", "--env", path]);
