@@ -17,11 +17,12 @@ pub fn sweep(group: &Group) {
     let names = fs::read_dir(beside).into_iter().flatten().flatten().map(|entry| entry.file_name());
     for name in names.filter(|name| name.to_str().is_some_and(Name::is_own)) {
         let dirs = group.parts.iter().filter_map(|part| Some(part.dir.parent()?.join(&name)));
-        dirs.filter(|dir| !is_young(dir)).for_each(|dir| drop(fs::remove_dir(dir)));
+        dirs.filter(|dir| is_old(dir)).for_each(|dir| drop(fs::remove_dir(dir)));
     }
 }
 
-fn is_young(dir: &Path) -> bool {
+/// Whether it is there, and has been for long. One that is not there may be just about to be.
+fn is_old(dir: &Path) -> bool {
     let made = dir.metadata().and_then(|metadata| metadata.modified());
-    made.is_ok_and(|made| made.elapsed().is_ok_and(|age| age < YOUNG))
+    made.is_ok_and(|made| made.elapsed().is_ok_and(|age| age > YOUNG))
 }

@@ -74,3 +74,24 @@ fn groups_go_with_the_next_run() {
         assert!(wait_until(DEADLINE, || fs::remove_dir(dir).is_ok() || !dir.exists()), "{dir:?}");
     }
 }
+
+#[test]
+fn a_hundred_at_once_with_limits_and_a_volume_leave_nothing() {
+    for who in Who::all() {
+        let (scratch, image) = busybox(who);
+        let limits: &[&str] =
+            if who == Who::Root { &["--memory", "64M", "--cpus", "0.5", "--pids-limit", "20"] } else { &[] };
+        let start = |number: u32| {
+            let mut command = scratch.command("ctr-run");
+            command.args(limits).args(["-v", "all:/all", &image, "sh", "-c", &format!(": >/all/{number}; echo x >/f")]);
+            command.stderr(std::process::Stdio::piped()).spawn().unwrap()
+        };
+        let children: Vec<_> = (0..100).map(start).collect();
+        for child in children {
+            let output = child.wait_with_output().unwrap();
+            assert!(output.status.success(), "{who:?}: {output:?}");
+        }
+        assert_eq!(fs::read_dir(scratch.store().join("volumes/all/_data")).unwrap().count(), 100);
+        assert_eq!(fs::read_dir(scratch.store().join("containers")).unwrap().count(), 0);
+    }
+}
