@@ -18,6 +18,7 @@ fn on_a_machine(scratch: &Scratch, script: &str) -> ctr_tests::Output {
         "test -e {0} || mknod {0} c 10 200; chmod 666 {0}; mount --bind {0} /dev/net/tun\n\
          ip link set lo up; ip link add lan type veth peer name wan; ip link set wan up; ip address add 192.0.2.9/24 dev lan; ip link set lan up\n\
          ip address add 198.51.100.1/32 dev lan; ip route add default via 192.0.2.1\n\
+         if test -e resolv.conf; then mount --bind resolv.conf /etc/resolv.conf; perl name-server.pl & fi\n\
          exec setpriv --reuid {uid} --regid {gid} --clear-groups bash -euc \"$1\"",
         tun.display()
     );
@@ -99,5 +100,38 @@ fn ports_are_checked_before_anything_starts() {
             scratch.run("ctr-run", ["--net", "pasta", "-p", port, &image, "true"]).fails(125, &[words]);
         }
         scratch.run("ctr-run", ["-p", "8080:80", &image, "true"]).fails(125, &["-p \"8080:80\"", "add --net=pasta"]);
+    }
+}
+
+/// Answers each question for an address with 203.0.113.7, until it is told to stop.
+const NAME_SERVER: &str = r#"use Socket; alarm 80; socket(S, PF_INET, SOCK_DGRAM, 0);
+bind(S, sockaddr_in(53, inet_aton("198.51.100.1"))) or die;
+while (my $from = recv(S, my $m, 512, 0)) {
+    last if $m =~ /^stop/;
+    my ($id, $name) = (substr($m, 0, 2), substr($m, 12));
+    my $end = index($name, "\0") + 5;
+    my $question = substr($name, 0, $end);
+    my $is_a = substr($question, -4) eq "\0\1\0\1";
+    my $answer = $is_a ? "\xc0\x0c\0\1\0\1\0\0\0\x3c\0\4" . inet_aton("203.0.113.7") : "";
+    send(S, $id . "\x81\x80" . pack("nnnn", 1, $is_a ? 1 : 0, 0, 0) . $question . $answer, 0, $from);
+}
+"#;
+
+#[test]
+fn names_are_resolved_as_on_the_machine() {
+    if !is_root() || !has("pasta") || !has("perl") {
+        return;
+    }
+    for who in Who::all() {
+        let (scratch, image) = busybox(who);
+        scratch.write("name-server.pl", NAME_SERVER);
+        // One that only the machine itself can reach, and one that others can.
+        scratch.write("resolv.conf", "nameserver 127.0.0.53\nnameserver 198.51.100.1\n");
+        let look = "busybox nslookup -type=a name.example 2>&1 | grep -c 203.0.113.7";
+        let script = format!(
+            "ctr-run --net pasta {image} sh -c '{look}' || true; ctr-run --net host {image} sh -c 'grep -c 127.0.0.53 /etc/resolv.conf'; \
+             echo stop >/dev/udp/198.51.100.1/53"
+        );
+        assert_eq!(on_a_machine(&scratch, &script).ok(), "1\n1\n", "{who:?}");
     }
 }
