@@ -488,7 +488,9 @@ fn volumes_are_listed_and_not_removed_in_use() {
             let volume = list.as_array().unwrap().iter().find(|volume| volume["name"] == name).cloned();
             volume.map_or(0, |volume| volume["users"].as_array().unwrap().len())
         };
-        let mounted = wait_until(Duration::from_secs(20), || users("two") == 1);
+        // Mounted, and become the other program.
+        let sleeps = || scratch.run("vol-bind", ["--list"]).ok().contains("(sleep)");
+        let mounted = wait_until(Duration::from_secs(20), || users("two") == 1 && sleeps());
         let text = scratch.run("vol-bind", ["--list"]).ok();
         let refused = scratch.run("vol-bind", ["--remove", "one"]);
         child.kill().unwrap();
