@@ -242,8 +242,8 @@ pub struct Cli {
     pub stop_signal: Option<String>,
 
     /// Seconds after the stop signal until it is killed
-    #[arg(long, value_name = "SECONDS", help_heading = "Ending")]
-    pub stop_timeout: Option<u64>,
+    #[arg(long, value_name = "SECONDS", allow_hyphen_values = true, help_heading = "Ending")]
+    pub stop_timeout: Option<i64>,
 
     /// Print the chain instead: as a shell script, or as an OCI configuration
     #[arg(long, value_name = "sh|oci", num_args = 0..=1, require_equals = true, default_missing_value = "sh", hide_possible_values = true, help_heading = "Instead of running")]

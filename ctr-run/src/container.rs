@@ -232,6 +232,9 @@ impl Container {
         }
         self.groups.extend(cli.group_add.iter().cloned());
         if let Some(cwd) = &cli.workdir {
+            if !cwd.as_bytes().starts_with(b"/") {
+                return Err(Error::usage(format_args!("--workdir {cwd:?}: not an absolute path")));
+            }
             self.cwd.clone_from(cwd);
         }
         self.read_only |= cli.read_only;
@@ -377,7 +380,10 @@ impl Container {
         let signal = cli.stop_signal.as_deref().or(of_image.filter(|signal| !signal.is_empty()));
         let mut out: Vec<OsString> =
             signal.map(|signal| format!("--stop-signal={signal}").into()).into_iter().collect();
-        out.extend(cli.stop_timeout.map(|seconds| format!("--stop-timeout={seconds}").into()));
+        // As with `docker run`, less than 0 is for ever.
+        out.extend(
+            cli.stop_timeout.filter(|seconds| *seconds >= 0).map(|seconds| format!("--stop-timeout={seconds}").into()),
+        );
         out.extend(cli.pidfile.as_ref().map(|file| crate::limits::joined("--pid-file=", file.as_os_str())));
         out
     }

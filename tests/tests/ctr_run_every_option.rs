@@ -534,6 +534,7 @@ fn a_signal_to_stop() {
             (&[], &of_image, "two\n"),
             (&["--stop-signal", "SIGUSR1"], &of_image, "one\n"),
             (&["--stop-timeout", "1"], &plain, "asked\n"),
+            (&["--stop-timeout", "-1", "--stop-signal", "USR1"], &plain, "one\n"),
         ] {
             let rest = ["-v", "./flags:/flags", image.to_str().unwrap(), "sh", "-c", script];
             let words: Vec<&str> = options.iter().copied().chain(rest).collect();
@@ -730,6 +731,7 @@ fn zero_is_no_limit_and_relaxations_come_one_by_one() {
             scratch.run("ctr-run", ["--security-opt", "systempaths=unconfined", &image, "sh", "-c", script]).ok();
         assert_eq!(text, "0\nCapBnd:\t00000000a80425fb\nNoNewPrivs:\t1\nSeccomp:\t2\n", "{who:?}");
         for (option, value, words) in [
+            ("--workdir", "relative", "not an absolute path"),
             ("--net", "bridge", "bridged networks"),
             ("--net", "container:x", "/proc/PID/ns/net"),
             ("--pid", "container:x", "--pid=/proc/PID/ns/pid"),
