@@ -551,6 +551,34 @@ fn an_image_with_a_link_for_dev_is_refused() {
 }
 
 #[test]
+fn every_device_and_a_writable_sys() {
+    each(|scratch| {
+        rootfs::make(scratch, "root");
+        let look = |options: &str| {
+            contained(
+                scratch,
+                &format!(
+                    "vol-bind --root root --api {options} -- chroot root sh -euc '
+                       test -c /dev/kmsg && echo $(stat -c \"%t:%T\" /dev/kmsg); test -e /dev/console || echo no console
+                       grep -oE \" /sys sysfs r[ow]\" /proc/mounts; grep -cE \" /sys/fs/cgroup[^ ]* cgroup2? rw\" /proc/mounts || true'"
+                ),
+            )
+            .ok()
+        };
+        let groups = |text: &str| text.lines().last().unwrap().parse::<u32>().unwrap();
+        let narrow = look("");
+        assert!(!narrow.contains("1:b") && narrow.contains(" /sys sysfs ro\n") && groups(&narrow) == 0, "{narrow}");
+        let devices = look("--all-devices --nodev");
+        assert!(devices.starts_with("1:b\nno console\n") && devices.contains(" /sys sysfs ro\n"), "{devices}");
+        let sys = look("--writable-sys");
+        assert!(!sys.contains("1:b") && sys.contains(" /sys sysfs rw\n") && groups(&sys) > 0, "{sys}");
+        for option in ["--all-devices", "--writable-sys"] {
+            scratch.run("vol-bind", ["--root", "root", option]).fails(125, &["--api"]);
+        }
+    });
+}
+
+#[test]
 fn what_a_user_namespace_may_not_show_is_told() {
     let scratch = Scratch::new(Who::User);
     scratch.mkdir("root");
