@@ -23,8 +23,8 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use xxhash_rust::xxh3::{Xxh3, xxh3_128};
 
-/// The most names of one directory that are held at a time; of all together, three times that.
-const MAX_NAMES: usize = if cfg!(test) { 64 } else { 1 << 14 };
+/// The most memory for names of one directory that are held at a time; for all together, three times that.
+const MAX_NAMES: usize = if cfg!(test) { 4 << 10 } else { 8 << 20 };
 const SPARSE: &str = "sparse:";
 const OPAQUE: [&str; 2] = ["trusted.overlay.opaque", "user.overlay.opaque"];
 
@@ -54,9 +54,12 @@ pub fn make(root: &OwnedFd, known: impl Fn(&FileStat, &[u8]) -> Content, out: &m
 }
 
 /// Names of a directory on the way down that are still to be seen.
+#[derive(Default)]
 struct Level {
     /// In reverse order, to be taken from the end.
     names: Vec<OsString>,
+    /// What they took when they were read, in bytes.
+    held: usize,
     /// The last that was seen.
     seen: OsString,
     /// Whether there are more than those in `names`.
@@ -77,10 +80,10 @@ fn walk(
     let stat = fstat(&here).call(format_args!("fstat()"))?;
     line(&mut text, &here, OsStr::new("."), &stat, b"", &known)?;
     see(&stat, b"", &text)?;
-    levels.push(Level { names: Vec::new(), seen: OsString::new(), more: true });
+    levels.push(Level { more: true, ..Level::default() });
     while let Some(level) = levels.last_mut() {
         if level.names.is_empty() && level.more {
-            (level.names, level.more) = names_after(&here, &level.seen)?;
+            *level = names_after(&here, std::mem::take(&mut level.seen))?;
             forget_some(&mut levels);
             continue;
         }
@@ -105,7 +108,7 @@ fn walk(
             here = open_dir_at(&here, &name)?;
             line(&mut text, &here, OsStr::new("."), &stat, &path, &known)?;
             see(&stat, &path, &text)?;
-            levels.push(Level { names: Vec::new(), seen: OsString::new(), more: true });
+            levels.push(Level { more: true, ..Level::default() });
         } else {
             line(&mut text, &here, &name, &stat, &path, &known)?;
             see(&stat, &path, &text)?;
@@ -118,27 +121,34 @@ fn walk(
     Ok(())
 }
 
-/// The first names in `dir` after `seen`, in reverse order, and whether there are more.
-fn names_after(dir: &OwnedFd, seen: &OsStr) -> Result<(Vec<OsString>, bool)> {
-    let mut first = BinaryHeap::new();
-    let mut more = false;
+/// The first names in `dir` after `seen`.
+fn names_after(dir: &OwnedFd, seen: OsString) -> Result<Level> {
+    let mut first = BinaryHeap::<OsString>::new();
+    let (mut held, mut more) = (0, false);
     each_entry(dir, |name| {
-        if name > seen && (first.len() < MAX_NAMES || first.peek().is_some_and(|last: &OsString| name < last)) {
-            first.push(name.to_os_string());
+        if name <= seen.as_os_str() || (more && first.peek().is_some_and(|last| name > last.as_os_str())) {
+            return;
         }
-        if first.len() > MAX_NAMES {
-            first.pop();
+        first.push(name.to_os_string());
+        held += cost(name);
+        while held > MAX_NAMES && first.len() > 1 {
+            held -= first.pop().map_or(0, |last| cost(&last));
             more = true;
         }
     })?;
     let mut names = first.into_sorted_vec();
     names.reverse();
-    Ok((names, more))
+    Ok(Level { names, held, seen, more })
+}
+
+/// What holding a name takes, in bytes, about.
+fn cost(name: &OsStr) -> usize {
+    name.len() + 48
 }
 
 /// If too many names are held, those of the outermost directory that has some are read again later.
 fn forget_some(levels: &mut [Level]) {
-    let held: usize = levels.iter().map(|level| level.names.len()).sum();
+    let held: usize = levels.iter().filter(|level| !level.names.is_empty()).map(|level| level.held).sum();
     let count = levels.len();
     if held > 2 * MAX_NAMES
         && let Some(level) = levels[..count - 1].iter_mut().find(|level| !level.names.is_empty())
@@ -310,18 +320,19 @@ mod tests {
 
     #[test]
     fn lists_are_in_order_whatever_is_forgotten_on_the_way() {
+        const COUNT: usize = MAX_NAMES / 48;
         let dir = tempfile::tempdir().unwrap();
-        // Twice as many names as are held, in directories inside each other.
+        // More names than are held, in directories inside each other.
         for at in ["", "m", "m/m"] {
             let at = dir.path().join(at);
             fs::create_dir_all(at.join("m")).unwrap();
-            for i in 0..MAX_NAMES + 5 {
+            for i in 0..COUNT {
                 fs::write(at.join(format!("{}{i}", if i % 2 == 0 { "a" } else { "z" })), "").unwrap();
             }
         }
         let text = list(dir.path());
         let paths: Vec<Vec<u8>> = text.lines().map(|line| parse(line.as_bytes()).1).collect();
-        assert_eq!(paths.len(), 3 * (MAX_NAMES + 6) + 1);
+        assert_eq!(paths.len(), 3 * (COUNT + 1) + 1);
         assert!(paths.windows(2).all(|pair| components(&pair[0]).lt(components(&pair[1]))));
     }
 
