@@ -1,5 +1,6 @@
 //! A group: one directory in each hierarchy that its limits need, made, changed, joined, emptied and removed as one thing.
 
+use crate::device_filter;
 use crate::layout::{Hierarchy, Layout, Version, in_kernel};
 use crate::limits::Limits;
 use crate::name::Name;
@@ -346,7 +347,12 @@ impl Part {
                 }
             }
         }
-        refused.into_iter().try_for_each(|setting| self.write(setting, before))
+        refused.into_iter().try_for_each(|setting| self.write(setting, before))?;
+        // On v2, devices have no file.
+        if self.version == Version::V2 && self.controllers.iter().any(|name| name == "devices") {
+            device_filter::attach(&self.dir, &limits.devices)?;
+        }
+        Ok(())
     }
 
     fn write(&self, setting: &Setting, before: &mut Vec<(PathBuf, String)>) -> Result<()> {

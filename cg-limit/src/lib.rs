@@ -3,6 +3,7 @@
 //! * [`limits`]: limits as values, from arguments and from an OCI configuration, and back.
 //! * [`layout`]: which controller lives where on this machine.
 //! * [`setting`]: limits as the kernel's files and values, for either version.
+//! * [`device_filter`]: device rules on cgroup v2, as BPF.
 //! * [`group`]: the directories of a group, as one thing.
 //! * [`usage`]: what a group has used.
 //! * [`guard`], [`leftover`]: who cleans up when the process that waits is killed.
@@ -10,6 +11,7 @@
 
 pub mod cli;
 pub mod device;
+mod device_filter;
 pub mod group;
 pub mod guard;
 pub mod layout;

@@ -199,13 +199,23 @@ impl DeviceRule {
         Ok(DeviceRule { allow, kind, major: number(major)?, minor: number(minor)?, access: access.into() })
     }
 
-    /// As cgroup v1's `devices.allow` and `devices.deny` take it.
-    pub fn to_v1(&self) -> String {
+    /// Whether it is about all devices and accesses, so that no rule before it matters.
+    pub fn is_all(&self) -> bool {
+        self.kind == 'a'
+            && self.major.is_none()
+            && self.minor.is_none()
+            && "rwm".chars().all(|c| self.access.contains(c))
+    }
+
+    /// As cgroup v1's `devices.allow` and `devices.deny` take it: its word for both kinds is for all devices and accesses.
+    pub fn to_v1(&self) -> Vec<String> {
         let number = |number: Option<u64>| number.map_or("*".into(), |number| number.to_string());
-        if self.kind == 'a' {
-            return "a".into();
+        let rule = |kind: char| format!("{kind} {}:{} {}", number(self.major), number(self.minor), self.access);
+        match self.kind {
+            'a' if self.is_all() => vec!["a".into()],
+            'a' => vec![rule('b'), rule('c')],
+            kind => vec![rule(kind)],
         }
-        format!("{} {}:{} {}", self.kind, number(self.major), number(self.minor), self.access)
     }
 }
 
@@ -538,9 +548,10 @@ mod tests {
 
     #[test]
     fn device_rules() {
-        assert_eq!(DeviceRule::parse(true, "c 1:3 rwm").unwrap().to_v1(), "c 1:3 rwm");
-        assert_eq!(DeviceRule::parse(true, "b:8:*:r").unwrap().to_v1(), "b 8:* r");
-        assert_eq!(DeviceRule::parse(false, "all").unwrap().to_v1(), "a");
+        assert_eq!(DeviceRule::parse(true, "c 1:3 rwm").unwrap().to_v1(), ["c 1:3 rwm"]);
+        assert_eq!(DeviceRule::parse(true, "b:8:*:r").unwrap().to_v1(), ["b 8:* r"]);
+        assert_eq!(DeviceRule::parse(false, "all").unwrap().to_v1(), ["a"]);
+        assert_eq!(DeviceRule::parse(false, "a 1:3 r").unwrap().to_v1(), ["b 1:3 r", "c 1:3 r"]);
         for text in ["", "c", "c 1", "x 1:3 r", "c 1:3 q", "c a:b r"] {
             assert!(DeviceRule::parse(true, text).is_err(), "{text}");
         }

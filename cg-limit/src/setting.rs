@@ -115,15 +115,11 @@ pub fn settings(limits: &Limits, controller: &str, version: Version, fresh: bool
         ("devices", Version::V1) => limits
             .devices
             .iter()
-            .map(|rule| {
+            .flat_map(|rule| {
                 let file = if rule.allow { "devices.allow" } else { "devices.deny" };
-                Setting::new(controller, file, rule.to_v1()).proof(Proof::None)
+                rule.to_v1().into_iter().map(move |line| Setting::new(controller, file, line).proof(Proof::None))
             })
             .collect(),
-        ("devices", Version::V2) => {
-            return Err(Error::new("devices: cgroup v2 has no such controller")
-                .hint("ns-enter and vol-bind --api give few devices"));
-        }
         _ => Vec::new(),
     };
     let named = limits.set.iter().filter(|(file, _)| controller_of(file) == controller);

@@ -3,7 +3,7 @@
 
 use ctr_tests::{Output, Scratch, Who, cgroup_mounts, finish, finish_with, has, is_root, skip, wait, wait_until};
 use std::fs;
-use std::io::Write;
+use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
@@ -176,6 +176,87 @@ fn a_cpuset_confines() {
         scratch.run("cg-limit", ["--cpuset-cpus", "0", "--", "grep", "Cpus_allowed_list", "/proc/self/status"]);
     assert_eq!(allowed.ok().split_whitespace().last(), Some("0"));
     scratch.run("cg-limit", ["--cpuset-cpus", "4000", "--", "true"]).fails(125, &["cpuset.cpus", "\"4000\""]);
+}
+
+#[test]
+fn devices_open_as_the_rules_say() {
+    let Some(scratch) = root() else { return };
+    let name = format!("{}-devices", scratch.token());
+    let run = |rules: &[&str], script: &str| {
+        let named = ["--name", &name, "--device-deny", "all"];
+        scratch.run("cg-limit", named.iter().chain(rules).chain(&["--", "sh", "-euc", script])).ok();
+    };
+    const OPEN: &str = "can() { dd if=$1 of=/dev/null count=0 2>/dev/null || return 1; }; ";
+    run(
+        &["--device-allow", "c 1:3 rwm", "--device-allow", "c 1:5 r"],
+        &format!(
+            "{OPEN} can /dev/null; can /dev/zero; ! can /dev/full; ! true 2>/dev/null >/dev/zero; mknod null c 1 3; ! mknod full c 1 7 2>/dev/null"
+        ),
+    );
+    // Other rules for the same group, in the place of the first.
+    run(
+        &["--device-allow", "c *:3 w", "--device-allow", "c 1:7 rw"],
+        "! true 2>/dev/null </dev/null; true >/dev/null; true <>/dev/full; ! true 2>/dev/null </dev/zero",
+    );
+    run(&["--device-allow", "all"], &format!("{OPEN} can /dev/full; mknod full c 1 7"));
+    scratch.run("cg-limit", ["--undo", &name]).ok();
+    let own = ["--device-deny", "b *:* rwm", "--", "sh", "-c", "true </dev/zero && ! mknod disk b 7 0 2>/dev/null"];
+    scratch.run("cg-limit", own).ok();
+}
+
+#[test]
+fn each_limit_is_in_the_kernels_file() {
+    let Some(scratch) = root() else { return };
+    let name = format!("{}-each", scratch.token());
+    // An option, the files of either version, and what these say then. What a kernel or a layout lacks is an error in words.
+    for (options, files, values) in [
+        (&["--cpu-shares", "512"][..], &["cpu.shares", "cpu.weight"][..], &["512", "59"][..]),
+        (&["--cpu-weight", "59"], &["cpu.shares", "cpu.weight"], &["511", "59"]),
+        (&["--cpuset-mems", "0"], &["cpuset.mems"], &["0"]),
+        (&["--memory-low", "8M"], &["memory.soft_limit_in_bytes", "memory.low"], &["8388608"]),
+        (&["--memory-high", "64M"], &["memory.high"], &["67108864"]),
+        (&["--oom-group"], &["memory.oom.group"], &["1"]),
+        (
+            &["--memory", "64M", "--memory-swap", "80M"],
+            &["memory.memsw.limit_in_bytes", "memory.swap.max"],
+            &["83886080", "16777216"],
+        ),
+        (
+            &["--io-weight", "300"],
+            &["blkio.bfq.weight", "blkio.weight", "io.bfq.weight", "io.weight"],
+            &["300", "default 300"],
+        ),
+        (&["--hugetlb", "2MB:4M"], &["hugetlb.2MB.limit_in_bytes", "hugetlb.2MB.max"], &["4194304"]),
+        (&["--pids", "100", "--set", "pids.max=77"], &["pids.max"], &["77"]),
+    ] {
+        let output = scratch.run("cg-limit", ["--name", &name].iter().chain(options));
+        match output.status {
+            0 => {
+                let value = read(&name, files);
+                assert!(values.contains(&value.as_str()), "{options:?}: {value:?}");
+            }
+            _ => {
+                output.fails(125, &[]);
+                assert!(find(&name, files).is_none(), "{options:?}: it could be set");
+            }
+        }
+        scratch.run("cg-limit", ["--undo", &name]).ok();
+        assert!(find(&name, &["cgroup.procs"]).is_none(), "{options:?}");
+    }
+}
+
+#[test]
+fn figures_are_shown_again_and_again() {
+    let Some(scratch) = root() else { return };
+    let name = format!("{}-watched", scratch.token());
+    scratch.run("cg-limit", ["--name", &name, "--pids", "50"]).ok();
+    let mut watch = scratch.command("cg-limit");
+    let mut watch = watch.args(["--show", &name, "--watch"]).stdout(Stdio::piped()).spawn().unwrap();
+    let lines = BufReader::new(watch.stdout.take().unwrap()).lines().map_while(Result::ok);
+    // The same figure three times, from one process.
+    assert_eq!(lines.filter(|line| line.contains("pids")).take(3).count(), 3);
+    stop(watch);
+    scratch.run("cg-limit", ["--undo", &name]).ok();
 }
 
 #[test]

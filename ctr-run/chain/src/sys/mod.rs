@@ -3,6 +3,7 @@
 //!
 //! The wrappers give the kernel's errno; who calls them names the call with its arguments (see [`crate::trace::op`]).
 
+pub mod bpf;
 pub mod descriptor;
 pub mod mount;
 pub mod process;
