@@ -239,6 +239,10 @@ impl Layer<'_> {
     fn whiteout(&mut self, parent: &[u8], name: &[u8]) -> Result<()> {
         self.remember(2 * (parent.len() + name.len()))?;
         if name == OPAQUE {
+            // A directory that is opaque is there.
+            if self.has_room(parent)? {
+                self.enter(parent, Missing::Make)?;
+            }
             self.opaque.insert(parent.to_vec());
             self.whiteouts.push((parent.to_vec(), None));
         } else if !name.starts_with(b".wh..wh.") {
@@ -654,6 +658,19 @@ impl Layer<'_> {
             }
         }
         Ok(())
+    }
+
+    /// Whether the directory `path` is there, or could be without replacing anything of this layer.
+    fn has_room(&mut self, path: &[u8]) -> Result<bool> {
+        let mut rest = path;
+        while !rest.is_empty() {
+            let (parent, name) = split(rest);
+            if let Some(dir) = self.enter(parent, Missing::Tell)? {
+                return Ok(stat_at(&dir.fd, OsStr::from_bytes(name))?.is_none_or(|stat| is(&stat, SFlag::S_IFDIR)));
+            }
+            rest = parent;
+        }
+        Ok(true)
     }
 
     /// What lies below `path` turned out to be hidden: directories that took their attributes from there are new ones.
