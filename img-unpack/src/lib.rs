@@ -31,7 +31,7 @@ use chain::args::Stop;
 use chain::document::path_text;
 use chain::link::apart;
 use chain::store::Store;
-use chain::trace::{note, say};
+use chain::trace::say;
 use chain::userns::{self, Maps};
 use chain::{Chain, Error, Outcome, Result, ResultExt};
 use cli::{Action, Request, Unpack};
@@ -118,6 +118,10 @@ fn unpack(store: &Store, request: &Unpack, quiet: bool) -> Result<Outcome> {
     enter_user_namespace()?;
     let policy = policy()?;
     let (source, image, file) = open(store, request)?;
+    let (of_image, own) = (&image.platform, Platform::own());
+    if !quiet && request.choice.platform.is_none() && !of_image.architecture.is_empty() && !of_image.serves(&own) {
+        say(format_args!("the image is for {of_image}, and this machine is {own}"));
+    }
     let unpacked = bring(store, (&source, &image), policy, request.limit, &used, quiet)?;
     let tree = tree(store, &image, policy)?;
     let mut document = config::document(&image.config, &tree)?;
@@ -144,9 +148,6 @@ fn open(store: &Store, request: &Unpack) -> Result<Opened> {
     let source = Source::open(&request.image, &store.staging(), request.limit)?;
     let place = |error: Error| error.within(format_args!("image {:?}", source.name()));
     let image = manifest::choose(&source, &request.choice).map_err(place)?;
-    if request.choice.platform.is_none() && !image.platform.serves(&Platform::own()) {
-        note(format_args!("the image is for {}, this machine is {}", image.platform, Platform::own()));
-    }
     Ok((source, image, seen.map(|seen| (path, seen))))
 }
 

@@ -47,6 +47,12 @@ impl Used {
     }
 }
 
+/// The layers that nobody locks, locked: who mounts one has it locked while it does, so that what the mount table says
+/// of these stays true. Some can be opened only in a user namespace, from which the mount table cannot be seen.
+fn hold(paths: &[PathBuf]) -> HashMap<&Path, Lock> {
+    paths.iter().filter_map(|path| Some((path.as_path(), Lock::try_exclusive(path).ok()??))).collect()
+}
+
 /// All recorded images.
 fn images(store: &Store) -> Result<Vec<Value>> {
     let mut images = Vec::new();
@@ -193,6 +199,7 @@ pub fn remove(store: &Store, name: &str, enter: impl FnOnce() -> Result<()>) -> 
     let others: BTreeSet<&str> = images.iter().filter(|other| other["id"] != id).flatten_chain();
     let own: Vec<PathBuf> =
         chain(image).filter(|layer| !others.contains(layer)).map(|layer| record::layer_path(store, layer)).collect();
+    let mut held = hold(&own);
     let used = Used::among(own.iter().cloned())?;
     enter()?;
     for path in own.iter().filter(|path| path.is_dir()) {
@@ -200,7 +207,7 @@ pub fn remove(store: &Store, name: &str, enter: impl FnOnce() -> Result<()>) -> 
             return Err(Error::new(format_args!("image {name:?} is in use: layer {path:?} is {user}"))
                 .hint("end what runs there, or unmount it, first"));
         }
-        if Lock::try_exclusive(path)?.is_none() {
+        if !held.contains_key(path.as_path()) && Lock::try_exclusive(path)?.is_none() {
             return Err(Error::new(format_args!("image {name:?} is in use: layer {path:?} is locked"))
                 .hint("end the containers that run it first"));
         }
@@ -214,7 +221,7 @@ pub fn remove(store: &Store, name: &str, enter: impl FnOnce() -> Result<()>) -> 
     let mut said = vec![format!("{name} is removed")];
     // From the top down, so that what is left is always whole chains.
     for path in own.iter().rev() {
-        take(store, path, &used, &mut said)?;
+        take(store, path, held.remove(path.as_path()), &used, &mut said)?;
     }
     Ok(said)
 }
@@ -237,12 +244,13 @@ pub fn prune(store: &Store, enter: impl FnOnce() -> Result<()>) -> Result<Vec<St
     let ours = |path: &Path| path.file_name().is_some_and(|name| name.len() == 64 || name.len() == 135);
     let unneeded: Vec<PathBuf> =
         layer_dirs(store).into_iter().filter(|path| ours(path) && !kept.contains(path)).collect();
+    let mut held = hold(&unneeded);
     let used = Used::among(unneeded.iter().cloned())?;
     enter()?;
     crate::unpack::sweep(store);
     let mut said = Vec::new();
     for path in &unneeded {
-        take(store, path, &used, &mut said)?;
+        take(store, path, held.remove(path.as_path()), &used, &mut said)?;
     }
     for path in json_files(&store.images().join("files")) {
         let dead = record::read(&path)
@@ -256,8 +264,8 @@ pub fn prune(store: &Store, enter: impl FnOnce() -> Result<()>) -> Result<Vec<St
     Ok(said)
 }
 
-/// Removes a layer if no one uses it.
-fn take(store: &Store, path: &Path, used: &Used, said: &mut Vec<String>) -> Result<()> {
+/// Removes a layer, which may be [held](hold) already, if no one uses it.
+fn take(store: &Store, path: &Path, held: Option<Lock>, used: &Used, said: &mut Vec<String>) -> Result<()> {
     if !path.is_dir() {
         return Ok(());
     }
@@ -265,7 +273,7 @@ fn take(store: &Store, path: &Path, used: &Used, said: &mut Vec<String>) -> Resu
         said.push(format!("layer {:?} is in use and stays: it is {user}", path.file_name().unwrap_or_default()));
         return Ok(());
     }
-    let Some(lock) = Lock::try_exclusive(path)? else {
+    let Some(lock) = held.map_or_else(|| Lock::try_exclusive(path), |lock| Ok(Some(lock)))? else {
         said.push(format!("layer {:?} is in use and stays", path.file_name().unwrap_or_default()));
         return Ok(());
     };

@@ -89,7 +89,7 @@ fn a_million_empty_entries_take_no_more_memory_than_a_few() {
     (0..1000).for_each(|_| put(&blocks));
     put(&[0; 1024]);
     let (blob, diff_id) = (blob.finish().unwrap(), format!("{:x}", sha2::Digest::finalize(hash)));
-    layout(&scratch.path("layout"), &blob, &diff_id);
+    layout(&scratch.path("layout"), &blob, &diff_id, "amd64");
     let output = within(&scratch, 300_000, &["layout"]).ok();
     let document: Value = serde_json::from_str(&output).unwrap();
     assert_eq!(fs::read_dir(document["layers"][0].as_str().unwrap()).unwrap().count(), 1000);
@@ -104,7 +104,7 @@ fn block(name: &str) -> tar::Header {
 }
 
 /// An OCI layout with one gzipped layer.
-fn layout(dir: &Path, blob: &[u8], diff_id: &str) {
+fn layout(dir: &Path, blob: &[u8], diff_id: &str, architecture: &str) {
     let blobs = dir.join("blobs/sha256");
     fs::create_dir_all(&blobs).unwrap();
     let put = |bytes: &[u8], kind: &str| {
@@ -112,7 +112,7 @@ fn layout(dir: &Path, blob: &[u8], diff_id: &str) {
         json!({"mediaType": format!("application/vnd.oci.image.{kind}"), "digest": digest(bytes), "size": bytes.len()})
     };
     let layer = put(blob, "layer.v1.tar+gzip");
-    let config = json!({"architecture": "amd64", "os": "linux", "rootfs": {"type": "layers", "diff_ids": [format!("sha256:{diff_id}")]}});
+    let config = json!({"architecture": architecture, "os": "linux", "rootfs": {"type": "layers", "diff_ids": [format!("sha256:{diff_id}")]}});
     let config = put(config.to_string().as_bytes(), "config.v1+json");
     let manifest = json!({"schemaVersion": 2, "config": config, "layers": [layer]});
     let entry = put(manifest.to_string().as_bytes(), "manifest.v1+json");
@@ -225,5 +225,20 @@ fn whiteouts_in_directories_without_an_entry_are_applied() {
         assert!(!scratch.path("flat/usr/share/x").exists() && scratch.path("flat/usr/share/y").exists());
         assert!(scratch.path("flat/new/dir").is_dir(), "an opaque marker is a directory's");
         assert_eq!(fs::read_dir(scratch.path("flat/new/dir")).unwrap().count(), 0);
+    }
+}
+
+#[test]
+fn an_image_of_another_architecture_is_told() {
+    let scratch = Scratch::new(Who::all()[0]);
+    let layer = Layer::new().file("file", "x").bytes();
+    layout(&scratch.path("layout"), &gzip(&layer), &hex(&layer), "s390x");
+    let told = "img-unpack: the image is for linux/s390x, and this machine is linux/";
+    assert!(scratch.run("img-unpack", ["layout"]).stderr.starts_with(told));
+    for options in
+        [&["--store", "quiet", "--quiet", "layout"][..], &["--store", "asked", "--platform", "linux/s390x", "layout"]]
+    {
+        let output = scratch.run("img-unpack", options);
+        assert!(output.status == 0 && !output.stderr.contains("s390x"), "{output:?}");
     }
 }
