@@ -154,8 +154,9 @@ fn user(document: &Document) -> Result<Wanted> {
         let id = value.as_u64().and_then(|id| u32::try_from(id).ok());
         id.ok_or_else(|| wrong("process.user.additionalGids", "ids"))
     });
-    let groups = groups.collect::<Result<_>>()?;
-    Ok(Wanted::Numbers(Ids { user: id("process/user/uid")?, group: id("process/user/gid")?, groups }))
+    let groups: Vec<u32> = groups.collect::<Result<_>>()?;
+    let asked = groups.clone();
+    Ok(Wanted::Numbers(Ids { user: id("process/user/uid")?, group: id("process/user/gid")?, groups, asked }))
 }
 
 fn capabilities(document: &Document) -> Result<Sets> {
@@ -211,7 +212,7 @@ mod tests {
         assert!(request.namespaces.makes(Kind::User) && request.map.is_some());
         assert_eq!(request.root.as_deref(), Some(Path::new("/mnt/web")));
         assert!(request.read_only && request.no_new_privs && request.make_workdir && request.environment.clear);
-        let ids = Ids { user: 5, group: 6, groups: vec![7] };
+        let ids = Ids { user: 5, group: 6, groups: vec![7], asked: vec![7] };
         assert_eq!(request.user, Some(Wanted::Numbers(ids)));
         assert_eq!(request.command, ["sh"].map(OsString::from));
         assert_eq!(request.limits[0].hard, 6);

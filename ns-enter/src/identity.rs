@@ -92,12 +92,20 @@ fn set_groups(ids: &Ids) -> Result<()> {
         op(format_args!("setgroups({groups:?})"), || setgroups(&list))
     };
     match set(&ids.groups) {
-        // Some are not mapped here: a process cannot be in a group that does not exist for it.
-        Err(error) if error.errno() == Some(Errno::EINVAL) && ids.groups.len() > 1 => {
-            note(format_args!("some of the groups {:?} are not mapped here; only {} is set", ids.groups, ids.group));
-            set(&[ids.group]).map_err(|error| explain(error, "group", "gid", ids.group))
+        Err(error) if error.errno() == Some(Errno::EINVAL) => {
+            // The kernel knows, also where there is no /proc.
+            let is_mapped = |id: &&u32| setgroups(&[Gid::from_raw(**id)]).is_ok();
+            let (mapped, rest): (Vec<u32>, Vec<u32>) = ids.groups.iter().partition(is_mapped);
+            // A process cannot be in a group that does not exist for it; in those that were asked for it must be.
+            if let Some(id) = rest.iter().find(|id| ids.asked.contains(id) || **id == ids.group) {
+                return Err(explain(error, "group", "gid", *id));
+            }
+            note(format_args!("groups {rest:?} of /etc/group are not mapped in this user namespace, and left out"));
+            set(&mapped)
         }
-        Err(error) if error.errno() == Some(Errno::EINVAL) => Err(explain(error, "group", "gid", ids.group)),
+        Err(error) if error.errno() == Some(Errno::EPERM) && holds_setgid() && !ids.asked.is_empty() => {
+            Err(error.hint("setgroups is denied in this user namespace for good; make it with --map-auto, or as root"))
+        }
         Err(error) if error.errno() == Some(Errno::EPERM) && holds_setgid() => {
             // user_namespaces(7): where setgroups is denied, it is so for good; the caller's groups show as nogroup.
             note(format_args!("setgroups is denied in this user namespace; supplementary groups stay as they are"));

@@ -44,6 +44,8 @@ pub struct Ids {
     pub group: u32,
     /// Supplementary groups.
     pub groups: Vec<u32>,
+    /// Those of them that were asked for, and not only found in /etc/group.
+    pub asked: Vec<u32>,
 }
 
 /// Who was found.
@@ -118,7 +120,7 @@ fn find_named(root: &Root, name: &str, group: Option<&str>, more: &[String]) -> 
     let mut ids = Ids {
         user: number.or(user.as_ref().map(|user| user.user)).unwrap_or_default(),
         group: user.as_ref().map(|user| user.group).unwrap_or_default(),
-        groups: Vec::new(),
+        ..Ids::default()
     };
     match (group, &user) {
         (Some(group), _) => ids.group = find_group(root, group)?,
@@ -127,6 +129,7 @@ fn find_named(root: &Root, name: &str, group: Option<&str>, more: &[String]) -> 
     }
     for name in more {
         let group = find_group(root, name)?;
+        ids.asked.push(group);
         if !ids.groups.contains(&group) {
             ids.groups.push(group);
         }

@@ -721,6 +721,22 @@ fn users_are_the_roots_own() {
     inside(&scratch, "--as 0", "true").fails(125, &["EPERM", "CAP_SETGID"]);
 }
 
+#[test]
+fn groups_that_do_not_exist_inside_are_left_out_unless_asked_for() {
+    if !is_root() {
+        return;
+    }
+    let scratch = Scratch::new(Who::Root);
+    rootfs::make(&scratch, "root");
+    let maps = "--user --map-users 0:0:1 --map-users 1000:1000:1 --map-groups 0:0:1 --map-groups 77:77:1 --map-groups 1000:1000:1";
+    let options = |more: &str| format!("{maps} --root root --as app {more}");
+    // /etc/group has the user in 2000, too.
+    assert_eq!(inside(&scratch, &options(""), "id -G").ok(), "1000\n");
+    assert_eq!(inside(&scratch, &options("--group-add 77"), "id -G").ok(), "1000 77\n");
+    inside(&scratch, &options("--group-add extra"), "id -G")
+        .fails(125, &["EINVAL", "group 2000 is not mapped", "--map-groups"]);
+}
+
 /// The capability lines of /proc/self/status.
 const CAPS: &str = "grep Cap /proc/self/status | tr -d '\\t\\n' | tr ':' '='; echo";
 
