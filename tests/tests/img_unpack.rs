@@ -1,7 +1,8 @@
 //! `img-unpack`, end to end: hostile and odd images, the trees they become, the store.
 
 use ctr_tests::image::{Image, Layer, digest, gzip, header, hex};
-use ctr_tests::{Output, Scratch, Who, finish, finish_with, has, real_image};
+use ctr_tests::terminal::Terminal;
+use ctr_tests::{DEADLINE, Output, Scratch, Who, finish, finish_with, has, real_image, wait};
 use serde_json::json;
 use std::collections::BTreeMap;
 use std::fs;
@@ -956,4 +957,26 @@ fn indexes_of_all_shapes() {
         },
         &["nested"],
     );
+}
+
+#[test]
+fn progress_is_shown_on_a_terminal_and_nowhere_else() {
+    for who in Who::all() {
+        let scratch = Scratch::new(who);
+        let layers = (0..4).map(|i| Layer::new().file(&format!("{i}"), vec![i; 3 << 20])).collect();
+        Image::new(layers).oci_layout(&scratch.path("layout"));
+        let terminal = Terminal::new(&scratch, 24, 80);
+        let mut child = terminal.spawn(&scratch, "sh", &["-c", "img-unpack layout >/dev/null; echo en''ded"]);
+        terminal.expect("ended");
+        wait(&mut child, DEADLINE).expect("it does not end");
+        let shown = terminal.shown();
+        assert!(
+            shown.contains("img-unpack: ") && shown.contains(" of ") && shown.contains("/s\x1b[K\r\x1b[K"),
+            "{shown:?}"
+        );
+        for args in [&["--store", "piped", "layout"][..], &["--store", "quiet", "--quiet", "layout"]] {
+            let output = scratch.run("img-unpack", args);
+            assert!(output.status == 0 && !output.stderr.contains("/s"), "{output:?}");
+        }
+    }
 }
