@@ -13,9 +13,11 @@ const YOUNG: Duration = Duration::from_secs(10);
 /// Removes what others left beside `group`, which is COMMAND's own: groups of that kind which are empty, though not new.
 /// Who has one is in it, so the kernel keeps it.
 pub fn sweep(group: &Group) {
-    let Some(beside) = group.parts.first().and_then(|part| part.dir.parent()) else { return };
+    let Some((beside, own)) = group.parts.first().and_then(|part| part.dir.parent().zip(part.dir.file_name())) else {
+        return;
+    };
     let names = fs::read_dir(beside).into_iter().flatten().flatten().map(|entry| entry.file_name());
-    for name in names.filter(|name| name.to_str().is_some_and(Name::is_own)) {
+    for name in names.filter(|name| name != own && name.to_str().is_some_and(Name::is_own)) {
         let dirs = group.parts.iter().filter_map(|part| Some(part.dir.parent()?.join(&name)));
         dirs.filter(|dir| is_old(dir)).for_each(|dir| drop(fs::remove_dir(dir)));
     }

@@ -45,11 +45,16 @@ impl Terminal {
         Terminal { master, slave: pair.slave, seen }
     }
 
-    /// `program` with this as its controlling terminal, and as its stdin, stdout and stderr; not started yet.
+    /// `program` with this as its controlling terminal, and as its stdin, stdout and stderr; not started yet. As after a login,
+    /// no signal is ignored, whoever runs the tests.
     pub fn command(&self, scratch: &Scratch, program: &str) -> Command {
         let mut command = scratch.command("setsid");
         let tool = bin_dir().join(program);
-        command.args(["--ctty", "--"]).arg(if tool.is_file() { tool } else { program.into() });
+        command.args(["--ctty", "--", "env", "--default-signal"]).arg(if tool.is_file() {
+            tool
+        } else {
+            program.into()
+        });
         command.stdin(self.stdio()).stdout(self.stdio()).stderr(self.stdio()).env("TERM", "dumb");
         command
     }
