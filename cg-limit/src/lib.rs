@@ -141,7 +141,6 @@ fn own(chain: &mut Chain, group: Group, stats: Option<PathBuf>) -> Result<()> {
         Ok(())
     });
     chain.after(move |status| {
-        trace::speak_as(TOOL.name);
         if status.is_some() {
             report(&group);
             if let Some(path) = &stats {

@@ -112,7 +112,6 @@ fn execute(chain: &mut Chain, cli: &Cli, container: Container, store: &Store) ->
             // A new one that never started has nothing to keep.
             let keep = keep && (held.was_kept || status.is_some());
             if !keep && let Err(error) = held.remove() {
-                trace::speak_as(TOOL.name);
                 chain::tool::report(&error);
             }
         });

@@ -7,13 +7,30 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 static VERBOSE: AtomicBool = AtomicBool::new(false);
-static TOOL: Mutex<&str> = Mutex::new("ctr");
+static TOOL: Mutex<&'static str> = Mutex::new("ctr");
 
 /// Names the tool that speaks from here on; `verbose` is its `-v`. `CTR_VERBOSE=1` turns it on for a whole chain.
 pub fn speak_as(tool: &'static str) {
     *TOOL.lock().unwrap_or_else(|poisoned| poisoned.into_inner()) = tool;
     let chain = std::env::var_os("CTR_VERBOSE").is_some_and(|value| !value.is_empty() && value != "0");
     VERBOSE.store(chain, Relaxed);
+}
+
+/// Who speaks, and whether with `-v`.
+#[derive(Clone, Copy, Debug)]
+pub struct Voice(&'static str, bool);
+
+/// The tool that speaks now.
+pub fn voice() -> Voice {
+    Voice(*TOOL.lock().unwrap_or_else(|poisoned| poisoned.into_inner()), is_verbose())
+}
+
+impl Voice {
+    /// Lets it speak again.
+    pub fn resume(self) {
+        *TOOL.lock().unwrap_or_else(|poisoned| poisoned.into_inner()) = self.0;
+        VERBOSE.store(self.1, Relaxed);
+    }
 }
 
 /// Turns `-v` on for the tool that speaks now.

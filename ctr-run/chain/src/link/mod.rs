@@ -144,9 +144,13 @@ impl Chain {
     }
 
     /// The parent does this when COMMAND has ended (with its status, or `None` if it never started), last asked for first.
-    /// It is done too when a later link fails.
+    /// It is done too when a later link fails. The tool that asks speaks then, as it does now.
     pub fn after(&mut self, hook: impl FnOnce(Option<u8>) + 'static) {
-        self.after.push(Box::new(hook));
+        let voice = trace::voice();
+        self.after.push(Box::new(move |status| {
+            voice.resume();
+            hook(status);
+        }));
     }
 
     /// Does what was asked for with [`Chain::after`], for a COMMAND that never started.
