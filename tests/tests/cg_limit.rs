@@ -119,7 +119,7 @@ fn half_a_cpu_is_half_a_cpu() {
 #[test]
 fn who_asks_is_told_how_often_the_command_was_throttled() {
     let Some(scratch) = root() else { return };
-    let busy = ["--cpus", "0.1", "--", "sh", "-c", "i=0; while [ $i -lt 60000 ]; do i=$((i+1)); done"];
+    let busy = ["--cpus", "0.02", "--", "sh", "-c", "i=0; while [ $i -lt 15000 ]; do i=$((i+1)); done"];
     let loud = scratch.run("cg-limit", ["-v"].iter().chain(&busy));
     assert!(loud.stderr.contains("cg-limit: throttled in "), "{loud:?}");
     assert_eq!(scratch.run("cg-limit", busy).stderr, "");
