@@ -59,10 +59,7 @@ fn run(chain: &mut Chain, args: &[OsString]) -> Result<Outcome, Stop> {
 /// The limits that these arguments name, as `linux.resources` of a document; no group is touched. Errors: arguments that
 /// cannot be right.
 pub fn documented(args: &[OsString]) -> Result<Document> {
-    let cli = chain::args::parse::<Cli>(args).map_err(|stop| match stop {
-        Stop::Fail(error) => error,
-        Stop::Show(text) => chain::Error::usage(text),
-    })?;
+    let cli = chain::args::parse::<Cli>(args).map_err(Stop::into_error)?;
     let mut document = Document::new();
     if let Request::Limit(limit) = cli.request()? {
         limit.limits.write_to(&mut document);

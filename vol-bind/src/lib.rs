@@ -34,7 +34,7 @@ pub use api::{MASKED, READ_ONLY};
 use chain::args::Stop;
 use chain::root::Root;
 use chain::store::Store;
-use chain::{Chain, Document, Error, Outcome, Result, size};
+use chain::{Chain, Document, Outcome, Result, size};
 use request::{Action, Place, Request};
 use serde_json::Value;
 use std::ffi::OsString;
@@ -96,10 +96,7 @@ fn mount(place: Place, store: Option<&Path>, documented: bool) -> Result<Option<
 /// mounted. Errors: arguments that cannot be right; files that only this program makes (`--dns` and the like); paths that
 /// are not UTF-8.
 pub fn documented(args: &[OsString]) -> Result<Document> {
-    let cli = chain::args::parse::<cli::Cli>(args).map_err(|stop| match stop {
-        Stop::Fail(error) => error,
-        Stop::Show(text) => Error::usage(text),
-    })?;
+    let cli = chain::args::parse::<cli::Cli>(args).map_err(Stop::into_error)?;
     let mut document = Document::new();
     if let Request { action: Action::Mount(place), store, .. } = cli.request()? {
         oci::record(&mut document, &place, store.as_deref())?;

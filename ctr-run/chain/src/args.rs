@@ -38,6 +38,16 @@ pub enum Stop {
     Fail(Error),
 }
 
+impl Stop {
+    /// As an error, where nobody is there to be shown anything.
+    pub fn into_error(self) -> Error {
+        match self {
+            Stop::Fail(error) => error,
+            Stop::Show(text) => Error::usage(text),
+        }
+    }
+}
+
 impl From<Error> for Stop {
     fn from(error: Error) -> Self {
         Stop::Fail(error)

@@ -7,13 +7,12 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 static VERBOSE: AtomicBool = AtomicBool::new(false);
-static TOOL: Mutex<&'static str> = Mutex::new("ctr");
+static TOOL: Mutex<&str> = Mutex::new("ctr");
 
 /// Names the tool that speaks from here on; `verbose` is its `-v`. `CTR_VERBOSE=1` turns it on for a whole chain.
 pub fn speak_as(tool: &'static str) {
-    *TOOL.lock().unwrap_or_else(|poisoned| poisoned.into_inner()) = tool;
     let chain = std::env::var_os("CTR_VERBOSE").is_some_and(|value| !value.is_empty() && value != "0");
-    VERBOSE.store(chain, Relaxed);
+    Voice(tool, chain).resume();
 }
 
 /// Who speaks, and whether with `-v`.
@@ -58,7 +57,7 @@ pub fn note(what: fmt::Arguments<'_>) {
 
 /// One line on stderr, always: `TOOL: what`. Written at once, so that lines of several processes do not mix.
 pub fn say(what: fmt::Arguments<'_>) {
-    let tool = *TOOL.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+    let Voice(tool, _) = voice();
     let line = format!("{tool}: {}\n", escape(&what.to_string()));
     let _ = std::io::stderr().write_all(line.as_bytes());
 }

@@ -165,8 +165,10 @@ impl Chain {
             let kept: Vec<BorrowedFd<'_>> = [pidfd.as_fd(), own.as_fd()].into_iter().chain(parent).collect();
             descriptor::close_all_but(3, &kept).call(format_args!("close_range(3, MAX)"))?;
         }
-        let mut started = true;
-        let status = Waiter::new(pid, pidfd, own, parent, init).wait(stop, &mut started);
+        let mut waiter = Waiter::new(pid, pidfd, own, parent, init);
+        let status = waiter.wait(stop);
+        let started = waiter.started;
+        drop(waiter);
         if !started {
             self.tell_not_started();
         }
@@ -265,8 +267,8 @@ impl<'a> Waiter<'a> {
     }
 
     /// Waits until the child has ended; forwards signals meanwhile, and SIGTERM as `stop` says. Gives its status, 128+N for
-    /// signal N; `started` becomes false if it said that it was never COMMAND.
-    fn wait(mut self, stop: Option<Stopping>, started: &mut bool) -> Result<u8> {
+    /// signal N.
+    fn wait(&mut self, stop: Option<Stopping>) -> Result<u8> {
         let mut ended_by = None;
         // When it is killed, once it has been asked to end.
         let mut last: Option<Instant> = None;
@@ -286,7 +288,6 @@ impl<'a> Waiter<'a> {
                 Ok((signal, _)) if signal == Signal::SIGCHLD as i32 => {
                     if let Some(status) = self.reap()? {
                         self.finish();
-                        *started = self.started;
                         // Unless it ended by itself before.
                         let killed = status == 128 + Signal::SIGKILL as u8;
                         return Ok(ended_by.filter(|_| killed).unwrap_or(status));
