@@ -1,5 +1,6 @@
 //! Images made on the spot: layers of chosen entries, as `docker save` archives and OCI layouts.
 
+use crate::{Scratch, Who};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use std::fs;
@@ -201,6 +202,13 @@ impl Image {
         archive.append_dir_all(".", dir.path()).expect("tar");
         archive.into_inner().expect("tar")
     }
+}
+
+/// A scratch for `who` with the image of busybox in it, and the image's path.
+pub fn busybox(who: Who) -> (Scratch, String) {
+    let scratch = Scratch::new(who);
+    let path = scratch.write("image.tar", Image::busybox().docker_archive());
+    (scratch, path.to_string_lossy().into_owned())
 }
 
 /// `sha256:…` of `bytes`.

@@ -178,6 +178,16 @@ impl Scratch {
         }
     }
 
+    /// What is given to this command as its arguments is run in a mount namespace of its own, and for the user in a user namespace.
+    pub fn apart(&self) -> Command {
+        let mut command = self.command("ns-enter");
+        if self.who == Who::User {
+            command.args(["--user", "--map-auto"]);
+        }
+        command.args(["--mount", "--"]);
+        command
+    }
+
     /// A command as `who`, with the tools first in PATH, and with this scratch's store and home.
     pub fn command(&self, program: impl AsRef<OsStr>) -> Command {
         let mut program = program.as_ref().to_os_string();

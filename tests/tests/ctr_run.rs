@@ -1,6 +1,6 @@
 //! `ctr-run`: whole containers, as root and as an ordinary user.
 
-use ctr_tests::image::{Image, Layer};
+use ctr_tests::image::{Image, Layer, busybox};
 use ctr_tests::{DEADLINE, Scratch, Who, finish, finish_with, is_root, real_image, wait, wait_until};
 use serde_json::json;
 use std::fs;
@@ -13,10 +13,6 @@ fn with_image(who: Who, image: Image) -> (Scratch, String) {
     let scratch = Scratch::new(who);
     let path = scratch.write("image.tar", image.docker_archive());
     (scratch, path.to_string_lossy().into_owned())
-}
-
-fn busybox(who: Who) -> (Scratch, String) {
-    with_image(who, Image::busybox())
 }
 
 /// What is left of containers in the store.

@@ -1,18 +1,12 @@
 //! How wide a container of `ctr-run` is by default, and each relaxation of it: as Docker documents it, seen through the
 //! kernel from inside.
 
-use ctr_tests::image::Image;
+use ctr_tests::image::busybox;
 use ctr_tests::{Scratch, Who, finish, has};
 use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::Path;
-
-fn busybox(who: Who) -> (Scratch, String) {
-    let scratch = Scratch::new(who);
-    let path = scratch.write("image.tar", Image::busybox().docker_archive());
-    (scratch, path.to_string_lossy().into_owned())
-}
 
 /// What `script` prints in a container with `options`.
 #[track_caller]
@@ -223,18 +217,10 @@ fn witness(scratch: &Scratch, runtime: &str, words: &[&str]) -> String {
                   ctr-run --name $name --print=oci \"$@\" >printed.json; layer-mount --from printed.json --scratch mnt >bundle/config.json\n\
                   case $runtime in ctr-run) exec ctr-run --bundle bundle;; esac\n\
                   exec $runtime --root state run -b bundle $name";
-    let mut command = match scratch.who {
-        Who::Root => {
-            let mut command = scratch.command("unshare");
-            command.arg("--mount");
-            command
-        }
-        Who::User => {
-            let mut command = scratch.command("ns-enter");
-            command.args(["--user", "--map-auto", "--mount", "--"]).env("XDG_RUNTIME_DIR", scratch.path("tmp"));
-            command
-        }
-    };
+    let mut command = scratch.apart();
+    if scratch.who == Who::User {
+        command.env("XDG_RUNTIME_DIR", scratch.path("tmp"));
+    }
     command.args(["bash", "-euo", "pipefail", "-c", script, "bash", runtime, scratch.token()]).args(words);
     finish(&mut command).ok()
 }

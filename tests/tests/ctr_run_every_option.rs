@@ -1,7 +1,7 @@
 //! Every option of `ctr-run`: what it does is seen inside through the kernel, and is the same when the printed script is run
 //! by hand. The table has all options of `--help`; what cannot be in it is named with the test that has it.
 
-use ctr_tests::image::{Image, Layer};
+use ctr_tests::image::{Image, Layer, busybox};
 use ctr_tests::terminal::Terminal;
 use ctr_tests::{DEADLINE, Scratch, Who, code, finish, wait, wait_until};
 use std::collections::BTreeSet;
@@ -190,14 +190,13 @@ const ELSEWHERE: &[(&str, &str)] = &[
     ("--remove", "a_named_container_keeps_its_writable_layer"),
 ];
 
-fn busybox(who: Who) -> (Scratch, String) {
-    let scratch = Scratch::new(who);
-    let path = scratch.write("image.tar", Image::busybox().docker_archive());
+fn prepared(who: Who) -> (Scratch, String) {
+    let (scratch, image) = busybox(who);
     scratch.mkdir("src");
     scratch.write("src/file", "content\n");
     scratch.write("vars", "ONE=1\n# no\nTWO=2\n");
     scratch.write("filter.json", r#"{"defaultAction":"SCMP_ACT_ALLOW","syscalls":[{"names":["mkdir","mkdirat"],"action":"SCMP_ACT_ERRNO","errnoRet":99}]}"#);
-    (scratch, path.to_string_lossy().into_owned())
+    (scratch, image)
 }
 
 /// A disk of the machine, by its number.
@@ -248,7 +247,7 @@ fn run(scratch: &Scratch, program: &str, words: &[String]) -> ctr_tests::Output 
 #[test]
 fn each_is_seen_inside_and_by_hand_it_is_the_same() {
     for who in Who::all() {
-        let (scratch, image) = busybox(who);
+        let (scratch, image) = prepared(who);
         for case in CASES {
             let filled = |text: &&str| filled(&scratch, text);
             let script = format!("{SHOW}({}) || true", filled(&case.script));
@@ -311,7 +310,7 @@ fn no_option_is_without_a_test() {
 #[test]
 fn a_label_is_in_the_document() {
     for who in Who::all() {
-        let (scratch, image) = busybox(who);
+        let (scratch, image) = prepared(who);
         let words = ["--print=oci", "--label", "a.b/c=d=e", "-l", "empty", &image, "true"];
         let document = scratch.run("ctr-run", words).json();
         assert_eq!(document["annotations"]["a.b/c"], "d=e");
@@ -322,7 +321,7 @@ fn a_label_is_in_the_document() {
 #[test]
 fn verbose_tells_the_same() {
     for who in Who::all() {
-        let (scratch, image) = busybox(who);
+        let (scratch, image) = prepared(who);
         let output = scratch.run("ctr-run", ["--verbose", &image, "echo", "fine"]);
         assert_eq!(output.ok(), "fine\n");
         for call in ["ns-enter: ", "layer-mount: ", "vol-bind: ", "pivot_root(", "execve("] {
@@ -399,7 +398,7 @@ fn one_image_of_several() {
 #[test]
 fn a_terminal_of_its_own() {
     for who in Who::all() {
-        let (scratch, image) = busybox(who);
+        let (scratch, image) = prepared(who);
         let words = ["-it", image.as_str(), "sh", "-c", "tty; stty size; echo $TERM; readlink /proc/self/fd/0"];
         let printed = finish(scratch.command("ctr-run").arg("--print").args(words)).ok();
         let by_hand = scratch.write("by-hand.sh", printed);
@@ -418,7 +417,7 @@ fn a_terminal_of_its_own() {
 #[test]
 fn files_that_are_written() {
     for who in Who::all() {
-        let (scratch, image) = busybox(who);
+        let (scratch, image) = prepared(who);
         scratch.mkdir("flags");
         let script = "until test -e /flags/go; do sleep 0.01; done";
         let words = [
@@ -469,7 +468,7 @@ fn files_that_are_written() {
 #[test]
 fn namespaces_of_another_container() {
     for who in Who::all() {
-        let (scratch, image) = busybox(who);
+        let (scratch, image) = prepared(who);
         let mut holder = scratch.command("ctr-run");
         let mut holder = holder.args(["--pidfile", "pid", &image, "sleep", "1000"]).spawn().unwrap();
         let pid = || fs::read_to_string(scratch.path("pid")).ok()?.trim().parse::<u32>().ok();
@@ -723,7 +722,7 @@ fn every_option_of_docker_run_is_taken_or_refused_with_advice() {
 #[test]
 fn zero_is_no_limit_and_relaxations_come_one_by_one() {
     for who in Who::all() {
-        let (scratch, image) = busybox(who);
+        let (scratch, image) = prepared(who);
         let words = ["--memory", "0", "--cpus", "0", &image, "echo", "fine"];
         assert_eq!(scratch.run("ctr-run", words).ok(), "fine\n", "{who:?}");
         let script = "grep -c ' /proc/' /proc/mounts; grep -E '^(NoNewPrivs|Seccomp|CapBnd):' /proc/self/status";

@@ -1,16 +1,10 @@
 //! `ctr-run` killed with SIGKILL, at any moment: nothing runs on, and what is left goes with the next run.
 
-use ctr_tests::image::Image;
-use ctr_tests::{DEADLINE, Scratch, Who, is_root, wait_until};
+use ctr_tests::image::busybox;
+use ctr_tests::{DEADLINE, Who, is_root, wait_until};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
-
-fn busybox(who: Who) -> (Scratch, String) {
-    let scratch = Scratch::new(who);
-    let path = scratch.write("image.tar", Image::busybox().docker_archive());
-    (scratch, path.to_string_lossy().into_owned())
-}
 
 #[test]
 fn at_any_moment() {

@@ -1,16 +1,10 @@
 //! `ctr-run` is like a local command: pipes in and out, closed descriptors, keys, job control, sizes of windows; and a look at
 //! this system that changes nothing of it.
 
-use ctr_tests::image::Image;
+use ctr_tests::image::busybox;
 use ctr_tests::terminal::Terminal;
 use ctr_tests::{DEADLINE, Scratch, Who, code, wait, wait_until};
 use std::fs;
-
-fn busybox(who: Who) -> (Scratch, String) {
-    let scratch = Scratch::new(who);
-    let path = scratch.write("image.tar", Image::busybox().docker_archive());
-    (scratch, path.to_string_lossy().into_owned())
-}
 
 #[test]
 fn a_tree_goes_in_and_out_through_pipes() {
@@ -227,19 +221,7 @@ fn a_look_at_this_system_changes_nothing_of_it() {
             "mount -t tmpfs x {0}; echo there >{0}/file; ctr-run rootfs:/ sh -c 'cat {0}/file; (: >{0}/new) 2>&1 | grep -o Read-only'",
             mounted.display()
         );
-        let mut command = match who {
-            Who::Root => {
-                let mut command = scratch.command("unshare");
-                command.arg("--mount");
-                command
-            }
-            Who::User => {
-                let mut command = scratch.command("ns-enter");
-                command.args(["--user", "--map-auto", "--mount", "--"]);
-                command
-            }
-        };
-        let output = ctr_tests::finish(command.args(["sh", "-euc", &script]));
+        let output = ctr_tests::finish(scratch.apart().args(["sh", "-euc", &script]));
         assert_eq!(output.ok(), "there\nRead-only\n", "{who:?}: {}", output.stderr);
         // The same by hand.
         let printed = scratch

@@ -1,13 +1,7 @@
 //! `ctr-run --net pasta`: a container's network that reaches the world, and is reached through ports.
 
-use ctr_tests::image::Image;
+use ctr_tests::image::busybox;
 use ctr_tests::{Scratch, Who, finish, has, is_root};
-
-fn busybox(who: Who) -> (Scratch, String) {
-    let scratch = Scratch::new(who);
-    let path = scratch.write("image.tar", Image::busybox().docker_archive());
-    (scratch, path.to_string_lossy().into_owned())
-}
 
 /// A network of its own that is like a machine's, with a second address and a /dev/net/tun for all, to run `script` in. No
 /// process, pasta among them, may be left of it.

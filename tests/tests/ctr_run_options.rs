@@ -1,17 +1,11 @@
 //! `ctr-run`'s options: each is seen inside the container, and the printed script run by hand gives the same.
 
-use ctr_tests::image::Image;
+use ctr_tests::image::busybox;
 use ctr_tests::{DEADLINE, Scratch, Who, finish, has, is_root, wait, wait_until};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use std::fs;
 use std::process::Child;
-
-fn busybox(who: Who) -> (Scratch, String) {
-    let scratch = Scratch::new(who);
-    let path = scratch.write("image.tar", Image::busybox().docker_archive());
-    (scratch, path.to_string_lossy().into_owned())
-}
 
 /// What `script` prints in a container with `options`; run by `ctr-run` itself, and by hand from what it prints.
 #[track_caller]

@@ -7,7 +7,7 @@ use std::fs;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::PathBuf;
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 
 /// A scratch with layers `a` (base) and `b`, and directories `upper`, `work` and `at`.
 fn layered(who: Who) -> Scratch {
@@ -22,22 +22,12 @@ fn layered(who: Who) -> Scratch {
     scratch
 }
 
-/// A command in a mount namespace of its own (and a user namespace, for the user), in the scratch directory.
-fn apart(scratch: &Scratch) -> Command {
-    let mut command = scratch.command("ns-enter");
-    if scratch.who == Who::User {
-        command.args(["--user", "--map-auto"]);
-    }
-    command.args(["--mount", "--"]);
-    command
-}
-
 fn script(scratch: &Scratch, text: &str) -> Output {
-    finish(apart(scratch).args(["bash", "-euc", text]))
+    finish(scratch.apart().args(["bash", "-euc", text]))
 }
 
 fn mount<I: IntoIterator<Item = S>, S: AsRef<OsStr>>(scratch: &Scratch, args: I) -> Output {
-    finish(apart(scratch).arg("layer-mount").args(args))
+    finish(scratch.apart().arg("layer-mount").args(args))
 }
 
 /// The line of mountinfo that a script printed for the mount at `at`.
@@ -182,7 +172,7 @@ fn any_characters_and_lengths_of_paths() {
         // A document cannot hold a name that is no text; then nothing is mounted.
         let odd = scratch.path(PathBuf::from(&names[6]));
         let out = finish(
-            apart(&scratch).args(["sh", "-c", "layer-mount --lower \"$1\" at; s=$?; ls at; exit $s", "sh"]).arg(odd),
+            scratch.apart().args(["sh", "-c", "layer-mount --lower \"$1\" at; s=$?; ls at; exit $s", "sh"]).arg(odd),
         );
         out.fails(125, &["not UTF-8"]);
     }
@@ -218,7 +208,7 @@ fn a_writable_layer_is_used_by_one_mount_at_a_time() {
         for dir in ["work2", "at2", "upper2"] {
             scratch.mkdir(dir);
         }
-        let mut holder = apart(&scratch);
+        let mut holder = scratch.apart();
         holder.args("layer-mount --lower a --upper upper --work work at -- sh -c".split(' ')).arg("echo; read _");
         let mut holder = holder.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
         let mounted = wait_until(DEADLINE, || fs::read_dir(scratch.path("work")).unwrap().count() == 1);
@@ -490,7 +480,7 @@ fn an_upper_of_the_other_kind_is_refused() {
     script(&scratch, "layer-mount --lower a --upper upper --work work at -- touch at/x").ok();
     let as_root = Scratch::new(Who::Root);
     let dir = |name: &str| scratch.path(name);
-    let mut command = apart(&as_root);
+    let mut command = as_root.apart();
     command.arg("layer-mount").arg("--lower").arg(dir("a")).arg("--upper").arg(dir("upper"));
     finish(command.arg("--work").arg(dir("work")).arg(dir("at")))
         .fails(125, &["written in a user namespace", "come back"]);
@@ -511,7 +501,7 @@ fn fuse_is_another_way() {
     }
     assert_eq!(fs::read_to_string(scratch.path("upper/f")).unwrap(), "new\n");
     assert_eq!(fs::read_to_string(scratch.path("b/f")).unwrap(), "top\n");
-    let out = finish(apart(&scratch).env("PATH", "/nowhere").arg("layer-mount").args(["--fuse", "--lower", "a", "at"]));
+    let out = finish(scratch.apart().env("PATH", "/nowhere").arg("layer-mount").args(["--fuse", "--lower", "a", "at"]));
     assert_ne!(out.status, 0);
 }
 
