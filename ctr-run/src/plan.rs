@@ -160,8 +160,13 @@ fn outside(container: &Container) -> (Container, Vec<OsString>) {
     let inside = |word: &OsString| {
         let word = word.to_string_lossy();
         let places = ["/dev", "/proc", "/sys"];
+        // The place itself or one below it: the name ends there.
+        let ends = |rest: &str| rest.is_empty() || rest.starts_with(['/', ':', ',']);
         let comes_to = |place: &&str| {
-            [":", "dst=", "target=", "destination="].iter().any(|before| word.contains(&format!("{before}{place}")))
+            [":", "dst=", "target=", "destination="].iter().any(|before| {
+                let target = format!("{before}{place}");
+                word.match_indices(&target).any(|(at, found)| ends(&word[at + found.len()..]))
+            })
         };
         ["--device=", "--tmpfs=", "--mask=", "--readonly="].iter().any(|option| word.starts_with(option))
             || places.iter().any(comes_to)
@@ -357,7 +362,8 @@ mod tests {
     fn owners_are_shifted_before_other_ids_are_entered() {
         let got = plan(IMAGE, true, |container| {
             container.mapping = Some(Mapping::Shifted(vec![Range { inner: 0, outer: 7, count: 5 }]));
-            container.volumes = ["data:/data", "/dev/x:/dev/y", "--tmpfs=/t"].map(OsString::from).to_vec();
+            container.volumes =
+                ["data:/data", "more:/devotion", "/dev/x:/dev/y", "--tmpfs=/t"].map(OsString::from).to_vec();
         });
         assert_eq!(got[0], "ns-enter --mount");
         assert!(
@@ -370,7 +376,7 @@ mod tests {
             "{}",
             got[2]
         );
-        assert_eq!(got[3], "vol-bind --root=/c/root --store=/s --nodev data:/data");
+        assert_eq!(got[3], "vol-bind --root=/c/root --store=/s --nodev data:/data more:/devotion");
         assert!(
             got[4].starts_with("ns-enter --user --map-users=0:7:5 --map-groups=0:7:5 --as=0:0 --mount --pid"),
             "{}",
