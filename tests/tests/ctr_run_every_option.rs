@@ -766,6 +766,7 @@ fn root_inside_is_not_root_outside() {
         return;
     }
     let (scratch, image) = busybox(Who::Root);
+    scratch.mkdir("src");
     scratch.write("src/secret", "");
     let inside = "id -u; cat /proc/self/uid_map | tr -s ' '; stat -c '%u:%g %n' /bin/busybox /data /new; : >/data/mine; echo x >/etc/mine; chown 5 /etc/mine; \
                   rm /src/secret 2>&1 | grep -o denied; ip link set lo down && echo own network; grep -c . /proc/self/mountinfo >/dev/null; hostname";
